@@ -1,0 +1,1 @@
+"""Blocks, lanes, prefix tree, policies: where keys and values live."""

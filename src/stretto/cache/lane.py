@@ -1,0 +1,68 @@
+"""A lane: the memory that one kind of row lies in, and the pool that hands it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stretto.cache.blocks import BLOCK, BlockPool
+from stretto.core.batch import LaneSpec, LaneStorage
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of zeros whose pages, on the CPU, are taken from the system only when they are first touched."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(*shape)
+
+
+class Lane:
+    """Storage and pool of one ``LaneSpec``.
+
+    ``blocks`` blocks, a slot that stays zero, and ``scratch`` rows of scratch. A block has ``BLOCK`` slots, or one
+    in a state lane.
+    """
+
+    def __init__(self, spec: LaneSpec, blocks: int, scratch: int, device: torch.device) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.pool = BlockPool(blocks)
+        self.paged = spec.kind != "state"
+        self._size = BLOCK if self.paged else 1
+        null = blocks * self._size
+        slots = null + 1 + scratch
+        dtype = _DTYPES[spec.dtype]
+        values = None
+        if spec.kind == "kv":
+            shape = (len(spec.layers), slots, spec.kv_heads, spec.head_size)
+            keys, values = zeros(shape, dtype, device), zeros(shape, dtype, device)
+        else:
+            keys = zeros((slots, spec.width), dtype, device)
+        self.storage = LaneStorage(spec=spec, keys=keys, values=values, null=null, scratch=null + 1)
+        self._tensors = [keys] if values is None else [keys, values]
+        self._axis = 1 if spec.kind == "kv" else 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy the rows of one block to another."""
+        for tensor in self._tensors:
+            rows = tensor.narrow(self._axis, source * self._size, self._size)
+            tensor.narrow(self._axis, target * self._size, self._size).copy_(rows)
+
+    def clear(self, block: int) -> None:
+        """Write zeros to a block."""
+        for tensor in self._tensors:
+            tensor.narrow(self._axis, block * self._size, self._size).zero_()
+
+    def keep(self, moves: dict[int, int]) -> None:
+        """Copy rows to their slots: ``moves`` is scratch row by slot. One indexed copy for all rows and layers."""
+        device = self.storage.keys.device
+        source = torch.tensor(list(moves.values()), dtype=torch.int64, device=device) + self.storage.scratch
+        target = torch.tensor(list(moves), dtype=torch.int64, device=device)
+        for tensor in self._tensors:
+            tensor.index_copy_(self._axis, target, tensor.index_select(self._axis, source))

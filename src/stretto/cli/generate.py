@@ -1,0 +1,48 @@
+"""``stretto generate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from stretto.core.params import SamplingParams
+from stretto.engine.completion import Completion
+from stretto.engine.llm import LLM
+
+
+def run(
+    prompt: str, *, model: str, method: str, device: str, params: dict[str, Any], stats: bool, as_json: bool
+) -> None:
+    """Load the model, stream one completion to standard output. On a terminal the prompt is shown first, in bold."""
+    llm = LLM(model, method=method, device=device)
+    sampling = SamplingParams.from_dict(params)
+    screen = sys.stdout.isatty()
+    if screen and not as_json:
+        print(f"\x1b[1m{prompt}\x1b[0m", end="", flush=True)
+    done: Completion | None = None
+    for piece in llm.stream(prompt, sampling):
+        if not as_json:
+            print(piece.text, end="", flush=True)
+        done = piece.completion or done
+    assert done is not None
+    if done.finish_reason == "error":
+        raise RuntimeError(done.error)
+    if as_json:
+        print(json.dumps(done.to_dict(), ensure_ascii=False))
+    else:
+        print(flush=True)
+    if stats:
+        print(summary(done), file=sys.stderr)
+
+
+def summary(done: Completion) -> str:
+    """Return one line on what a completion took."""
+    tokens, stats = len(done.token_ids), done.stats
+    spent = (stats["total_ms"] - stats["ttft_ms"]) / 1e3 if stats["ttft_ms"] is not None else 0.0
+    speed = f"{(tokens - 1) / spent:.1f} tokens/s" if spent > 0 and tokens > 1 else "-"
+    return (
+        f"method {done.method} ({done.fidelity}) · seed {done.seed} · {tokens} tokens, {done.finish_reason} · "
+        f"first after {stats['ttft_ms'] or 0:.0f} ms, then {speed} · {stats['rows']} rows in {stats['steps']} steps, "
+        f"{stats['cached']} cached · numerics {done.fingerprint}"
+    )

@@ -1,0 +1,111 @@
+"""``stretto``: the command line. Heavy imports wait until a command needs them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="stretto",
+    help="Several times faster on the machine you have, and not one character different.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+train_app = typer.Typer(help="Train an embedded model by its recipe.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
+    model: ModelOption = "stretto-tiny",
+    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
+    stats: Annotated[bool, typer.Option("--stats", help="Speed, seed and cache use on standard error.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write on from a prompt, as it comes."""
+    from stretto.cli.generate import run
+
+    text = prompt if prompt is not None else _piped()
+    params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
+    run(text, model=model, method=method, device=device, params=params, stats=stats, as_json=as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
+    files: Annotated[list[Path], typer.Argument(help="JSON Lines files of documents, plain or .xz.")],
+    limit: Annotated[int | None, typer.Option(help="Only so many documents of each file.")] = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Measure bits per byte of a model on files of text."""
+    from stretto.cli.evaluate import run
+
+    run(model, files, limit=limit, device=device, as_json=as_json)
+
+
+@train_app.command()
+def tiny(
+    data: Annotated[Path, typer.Option(help="Folder with <corpus>.<split>.jsonl[.xz] files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and its checkpoints; an unfinished run resumes.")],
+    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.")] = 4500,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
+) -> None:
+    """Train stretto-tiny: a Llama of 5.8 M weights."""
+    from stretto.training.tiny import Schedule, train_tiny
+
+    train_tiny(data, out, Schedule(steps=steps), compiled=compiled, report=lambda line: print(line, flush=True))
+
+
+def _piped() -> str:
+    if sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
+    return sys.stdin.read()
+
+
+def main() -> None:
+    """Run the command line: exit 0, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader went away: nothing more can be said, also not by the interpreter's own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = report(error)
+    sys.exit(code)
+
+
+def report(error: Exception) -> int:
+    """Print what was wrong for a person; return the exit code."""
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    logging.getLogger("stretto").debug("traceback", exc_info=error)
+    print(f"stretto: {error or type(error).__name__}", file=sys.stderr)
+    return 1

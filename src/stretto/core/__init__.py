@@ -1,0 +1,1 @@
+"""The words everyone speaks: chunk, batch, request, parameters, sampler state, choose, verifiers."""

@@ -1,0 +1,118 @@
+"""The ragged batch: the chunks of one model laid end to end, without padding, as a pass reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from stretto.core.chunk import Chunk
+
+
+class LaneTable(Protocol):
+    """Where one request's rows lie in one lane."""
+
+    filled: int
+    """Positions below this one hold their rows."""
+
+    def slots(self, start: int, stop: int) -> np.ndarray:
+        """Return int64 [stop - start]: the storage slots of the positions from ``start`` to ``stop``."""
+        ...
+
+
+@dataclass(slots=True)
+class Part:
+    """One chunk's place in the batch."""
+
+    chunk: Chunk
+    start: int
+    """Number in the batch of the chunk's first row."""
+    tables: dict[str, LaneTable]
+    """The request's table in each lane of the model."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """All rows of one pass. Lists run over the rows of the batch."""
+
+    parts: list[Part] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    rope: list[int] = field(default_factory=list)
+    slots: dict[str, list[int]] = field(default_factory=dict)
+    """By lane: the slot that each row's keys and values are written to."""
+    wanted: list[int] = field(default_factory=list)
+    """Rows of the batch whose logits are wanted, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(slots=True)
+class Result:
+    """What a pass returns for a batch."""
+
+    logits: Tensor
+    """float32 [len(batch.wanted), vocabulary]."""
+    hidden: list[dict[int, Tensor]] = field(default_factory=list)
+    """Per part, hidden states [rows, width] by layer border; empty when no chunk asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """What one lane stores. A model has at least one lane; each layer belongs to exactly one of kind ``kv``."""
+
+    name: str
+    kind: str = "kv"
+    """``kv`` (keys and values per layer), ``feature`` (one vector per position) or ``state`` (one per sequence)."""
+    layers: tuple[int, ...] = ()
+    kv_heads: int = 0
+    head_size: int = 0
+    width: int = 0
+    """Length of a feature or state vector."""
+    dtype: str = "fp32"
+
+    def bytes_per_token(self) -> int:
+        """Return the bytes that one position takes in this lane (a state lane takes none per position)."""
+        size = {"fp32": 4, "bf16": 2, "fp16": 2}[self.dtype]
+        if self.kind == "kv":
+            return 2 * len(self.layers) * self.kv_heads * self.head_size * size
+        return self.width * size if self.kind == "feature" else 0
+
+
+class Model(Protocol):
+    """One set of weights aboard. The transformer is one; a null model of fixed logits in tests is another."""
+
+    name: str
+    vocab_size: int
+    context: int
+    """Largest number of positions."""
+    width: int
+    layers: int
+    lanes: tuple[LaneSpec, ...]
+    fingerprint: str
+    """Checkpoint, weights format, dtype, rope variant and kernel version, hashed: part of the numerics."""
+
+    def bind(self, storage: dict[str, LaneStorage]) -> None:
+        """Take the lanes' storage once, at load; passes read and write it by slot."""
+        ...
+
+    def forward(self, batch: Batch) -> Result:
+        """Run one pass: write the rows' keys and values to their slots, return what the chunks asked for."""
+        ...
+
+
+@dataclass(slots=True)
+class LaneStorage:
+    """The memory of one lane: ``slots`` rows, of which one is always zero and never written."""
+
+    spec: LaneSpec
+    keys: Tensor
+    """kv: [layers of the lane, slots, kv_heads, head_size]; feature and state: [slots, width]."""
+    values: Tensor | None
+    null: int
+    """The slot that is always zero."""
+    scratch: int
+    """Slot of scratch row 0; scratch row i lies at ``scratch + i``."""

@@ -1,0 +1,204 @@
+"""The one rule of choice: the next token is a pure function of a row's logits, its sampler state and its noise key.
+
+Order: repetition, frequency and presence penalties, bias, bans, minimum length, mask; then temperature, top-k, top-p,
+min-p; then the largest sum of score and Gumbel noise. Greedy is the same without temperature, filters and noise.
+Every comparison uses one total order: larger value first, then lower token id. All arithmetic of a row uses that row
+alone, elementwise or in a fixed order, so that its bits do not depend on its company or on the number of threads.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stretto.core.noise import NoiseKey, Stream, gumbel
+from stretto.core.params import SamplingParams
+from stretto.core.sampler import SamplerState
+
+NAN_LOGITS = -1  # the row's logits hold NaN or +inf
+NOTHING_ALLOWED = -2  # no token may follow
+
+_LOWEST = torch.finfo(torch.float32).min
+
+
+class ChoiceError(ValueError):
+    """A row from which nothing can be drawn; `code` is NAN_LOGITS or NOTHING_ALLOWED."""
+
+    def __init__(self, code: int) -> None:
+        reason = "the logits hold NaN or +inf" if code == NAN_LOGITS else "no token is allowed"
+        super().__init__(f"{reason}: expected at least one finite logit on an allowed token; end this request")
+        self.code = code
+
+
+def choose(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None = None) -> list[int]:
+    """Return the next token of each row of `logits` (float32 [R, V]), NAN_LOGITS or NOTHING_ALLOWED for a bad row.
+
+    `keys` defaults to each state's own key.
+    """
+    largest, tokens = logits.max(dim=-1)
+    chosen: list[int] = tokens.tolist()
+    rows = [row for row, state in enumerate(states) if not state.plain_greedy]
+    if rows:
+        rest = logits if len(rows) == len(states) else logits[rows]
+        scores = perturbed(rest, [states[row] for row in rows], keys and [keys[row] for row in rows])
+        best, tokens = scores.max(dim=-1)
+        for row, value, token in zip(rows, best.tolist(), tokens.tolist(), strict=True):
+            chosen[row] = NOTHING_ALLOWED if value == -math.inf else NAN_LOGITS if math.isnan(value) else token
+    for row, value in enumerate(largest.tolist()):
+        if not math.isfinite(value):
+            chosen[row] = NOTHING_ALLOWED if value == -math.inf else NAN_LOGITS
+    return chosen
+
+
+def perturbed(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None = None) -> Tensor:
+    """Return float32 [R, V]: the processed scores plus the noise of choice, of which `choose` takes the largest.
+
+    Forbidden and filtered tokens are -inf. The margin between the first and the second tells how robust a choice is.
+    """
+    if keys is None:
+        keys = [state.key() for state in states]
+    scores = _constrained(logits, states)
+    rows = [row for row, state in enumerate(states) if state.params.temperature > 0.0]
+    if not rows:
+        return scores
+    random = scores if len(rows) == len(states) else scores[rows]
+    random = _filtered(random, [states[row] for row in rows])
+    random += gumbel([keys[row].bits(Stream.CHOICE) for row in rows], logits.shape[-1], logits.device)
+    if len(rows) == len(states):
+        return random
+    scores[rows] = random
+    return scores
+
+
+def probabilities(logits_row: Tensor, state: SamplerState) -> Tensor:
+    """Return float64 [V]: the distribution that `choose` draws from, for the logits float32 [V]; one-hot when greedy.
+
+    Raises ChoiceError for a row with NaN or +inf and for one without an allowed token.
+    """
+    largest = logits_row.max().item()
+    if math.isnan(largest) or largest == math.inf:
+        raise ChoiceError(NAN_LOGITS)
+    scores = _constrained(logits_row[None], [state])
+    best, token = scores[0].max(dim=-1)
+    if best.item() == -math.inf:
+        raise ChoiceError(NOTHING_ALLOWED)
+    if state.params.temperature == 0.0:
+        return torch.zeros_like(scores[0], dtype=torch.float64).index_fill_(0, token, 1.0)
+    mass = _filtered(scores, [state])[0].double().exp()
+    return mass / mass.cumsum(0)[-1]
+
+
+def sample(probabilities: Tensor, bits: int) -> int:
+    """Return a token drawn from `probabilities` (float64 [V], need not sum to 1) with the noise of the key `bits`."""
+    noise = gumbel([bits], len(probabilities), probabilities.device)[0]
+    return int((probabilities.log() + noise).argmax())
+
+
+def top(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None, w: int) -> list[list[int]]:
+    """Return per row the `w` tokens that lead in `choose`'s order, its own choice first; fewer where fewer may."""
+    scores = perturbed(logits, states, keys)
+    return [[token for token in _ranked(row, w).tolist() if row[token] > -math.inf] for row in scores]
+
+
+def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:
+    """Return per row {token: log-probability} of the unmodified distribution, the `top` tokens by rank and the chosen.
+
+    `logits` is float32 [R, V]. A chosen token outside the top comes last.
+    """
+    result = []
+    for row, token in zip(logits, chosen, strict=True):
+        shifted = row - row.max()
+        values = shifted - shifted.double().exp().cumsum(0)[-1].log().float()
+        ids = _ranked(row, top).tolist() if top else []
+        if token not in ids:
+            ids.append(token)
+        result.append(dict(zip(ids, values[ids].tolist(), strict=True)))
+    return result
+
+
+def _constrained(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
+    """Return a copy of `logits` [R, V] with penalties, bias, bans, minimum length and mask applied."""
+    scores = logits.clone()
+    for scored, state in zip(scores, states, strict=True):
+        if not state.committed.plain:
+            _constrain(scored, state)
+    return scores
+
+
+def _constrain(scores: Tensor, state: SamplerState) -> None:
+    """Apply to `scores` [V], in place, what the state's path and parameters forbid, penalize and favour."""
+    params, device = state.params, scores.device
+    if state.committed.penalized:
+        counts = state.counts()
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(state.committed.prompt_ids.union(counts)), device=device)
+            values = scores[seen]
+            penalty = params.repetition_penalty
+            scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        if counts:
+            ids = torch.tensor(list(counts), device=device)
+            count = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
+            scores[ids] -= params.frequency_penalty * count + params.presence_penalty
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=device)
+        scores[ids] += torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
+    if forbidden := state.forbidden():
+        scores[list(forbidden)] = -math.inf
+    if state.committed.mask is not None:
+        scores.masked_fill_(~state.committed.mask.allowed(state.mask_state).to(device), -math.inf)
+
+
+def _filtered(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
+    """Return `scores` [R, V] shifted to a maximum of 0, divided by temperature, with filtered tokens at -inf."""
+    temperatures = torch.tensor([[state.params.temperature] for state in states], device=scores.device)
+    scores = scores - scores.amax(dim=-1, keepdim=True).clamp(min=_LOWEST)  # shifted first: division cannot overflow
+    scores /= temperatures
+    for row, state in enumerate(states):
+        if state.committed.filtered:
+            scores[row] = _filter(scores[row], state.params)
+    return scores
+
+
+def _filter(scores: Tensor, params: SamplingParams) -> Tensor:
+    """Return `scores` [V], of maximum 0, with what top-k, top-p and min-p drop at -inf."""
+    if 0 < params.top_k < len(scores) or params.top_p < 1.0:
+        kept = _nucleus(scores, params.top_k or len(scores), params.top_p)
+        scores = torch.full_like(scores, -math.inf).index_copy_(0, kept, scores[kept])
+    if params.min_p > 0.0:
+        scores = scores.masked_fill(scores < math.log(params.min_p), -math.inf)
+    return scores
+
+
+def _nucleus(scores: Tensor, k: int, p: float) -> Tensor:
+    """Return the ids of the shortest prefix of the best `k` tokens whose mass reaches `p` of theirs.
+
+    Top-p without top-k sorts a short head first and more only where its mass falls short. Sums run in the order of the
+    tokens (cumsum), because a parallel sum's bits change with the number of threads.
+    """
+    vocab = len(scores)
+    if k < vocab:
+        ids = _ranked(scores, k)
+        mass = scores[ids].double().exp().cumsum(0)
+        if p >= 1.0:
+            return ids
+        goal = mass[-1] * p
+    else:
+        goal = scores.double().exp().cumsum(0)[-1] * p
+        size = 256
+        while True:
+            ids = _ranked(scores, size)
+            mass = scores[ids].double().exp().cumsum(0)
+            if size >= vocab or mass[-1] >= goal:
+                break
+            size *= 16
+    return ids[: int((mass < goal).sum()) + 1]
+
+
+def _ranked(scores: Tensor, k: int) -> Tensor:
+    """Return int64 [min(k, V)]: the ids of the `k` largest scores [V], by value and then lower id."""
+    if k >= len(scores):
+        return scores.sort(descending=True, stable=True).indices
+    threshold = scores.topk(k).values[-1]
+    ids = (scores >= threshold).nonzero().squeeze(-1)
+    return ids[scores[ids].sort(descending=True, stable=True).indices][:k]

@@ -1,0 +1,192 @@
+"""The chunk: the one currency for all work (plain decoding, prompt slices, drafts, probes, diffusion blocks).
+
+A request contributes one chunk of rows to a pass of a model. A row is a token at a position; what it sees follows
+from its segment. Nothing in a chunk says *why* the rows are there: that is the business of the request's method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONTEXT = -1
+"""Parent of a segment that follows the cached context rather than a row of its chunk."""
+
+ALL_ROWS = -1
+"""In ``Chunk.logits``: every row's logits are wanted."""
+
+
+class Role(IntEnum):
+    """What becomes of a row behind the pass."""
+
+    COMMIT = 0
+    """A known token: its keys and values stay, in the lane's blocks at its index."""
+    CANDIDATE = 1
+    """A drafted token: kept only if the verifier walks over it. Only candidates can be walked."""
+    PROBE = 2
+    """Computed for its outputs alone (lookahead windows, prompt tokens, masked positions)."""
+    REFRESH = 3
+    """A cached position computed anew: its keys and values are overwritten in place."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """A run of rows, causal inside or mutually visible.
+
+    A row sees the rows of its own segment (those before it and itself, or all when ``mutual``), everything that the
+    row ``parent`` sees, the whole segments ``also``, the scratch rows ``held`` and the cached positions ``sees``.
+    """
+
+    rows: int
+    parent: int = CONTEXT
+    """Number of the earlier row of this chunk that the segment follows, or ``CONTEXT``."""
+    mutual: bool = False
+    sees: tuple[tuple[int, int], ...] | None = None
+    """Spans [start, stop) of cached positions, also after the rows; None: the parent's, at the root all filled."""
+    also: tuple[int, ...] = ()
+    """Numbers of earlier segments of this chunk that are seen whole beside the parent's path."""
+    held: tuple[tuple[int, int], ...] = ()
+    """(index, scratch row) of rows that an earlier pass of this step left in scratch."""
+
+
+class Sight(Protocol):
+    """Decides what rows see of their entries once the query is known: selection, eviction, merging weights.
+
+    One protocol carries every cache policy; chunks without one pay nothing.
+    """
+
+    def bias(self, layer: int, query: Tensor, rows: Sequence[int], index: Tensor) -> Tensor | None:
+        """Return what is added to the scores: float [rows, 1 or kv_heads, entries], -inf hides; None leaves them.
+
+        ``query`` is [rows, heads, head_size] behind rope, ``rows`` the logical indices of the rows and ``index``
+        int64 [entries] those of the entries. It may change only at logical boundaries (epochs), never with company.
+        """
+        ...
+
+    def mass(self, layer: int, rows: Sequence[int], index: Tensor, mass: Tensor) -> None:
+        """Receive the attention mass float32 [rows, kv_heads, entries] (summed over the heads of a group).
+
+        Called only when the chunk's ``mass`` is set.
+        """
+        ...
+
+
+Hook = Callable[[int, "Tensor"], "Tensor | None"]
+"""Called between layers as ``hook(layer, hidden [rows, width])``; a returned tensor replaces the hidden states."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One request's rows in one pass of one model.
+
+    Lists run over the rows. ``index`` is the logical position (causality, attention groups, noise), ``rope`` the
+    position that rotates keys and queries (default: index). Defaults describe a run of known tokens.
+    """
+
+    request: int
+    model: str
+    tokens: list[int]
+    """Token id, or -1-j for row j of ``embeddings``."""
+    index: list[int]
+    segments: list[Segment] = field(default_factory=list)
+    """In the order of the rows; empty: one causal segment behind the context."""
+    roles: list[Role] | None = None
+    """None: all rows are ``COMMIT``."""
+    rope: list[int] | None = None
+    write: list[bool] | None = None
+    """Whether keys and values are kept in the lane's blocks; None: for ``COMMIT`` and ``REFRESH`` rows."""
+    scratch: list[int] | None = None
+    """Scratch rows to use again, for rows that re-enter with stored hidden states behind an earlier pass."""
+    logits: Sequence[int] = (ALL_ROWS,)
+    """Numbers of the rows whose logits are wanted, ascending, or ``(ALL_ROWS,)``, or empty."""
+    hidden: tuple[int, ...] = ()
+    """Layer borders whose hidden states are wanted for every row: 0 = embeddings, n = behind layer n-1."""
+    layers: tuple[int, int] | None = None
+    """[first, last) layers that the rows pass through; logits are read where they leave. None: all."""
+    entering: Tensor | None = None
+    """Stored hidden states [rows, width] with which rows enter at the first of ``layers``."""
+    embeddings: Tensor | None = None
+    """Input embeddings [count, width] that negative tokens name."""
+    hook: Hook | None = None
+    sight: Sight | None = None
+    mass: bool = False
+    feature: str | None = None
+    """Name of the feature lane that the rows' last wanted hidden state is written to."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def wanted(self) -> Sequence[int]:
+        """Numbers of the rows whose logits are wanted, written out."""
+        return range(len(self.tokens)) if tuple(self.logits) == (ALL_ROWS,) else self.logits
+
+    def role(self, row: int) -> Role:
+        """Return the role of ``row``."""
+        return Role.COMMIT if self.roles is None else self.roles[row]
+
+    def kept(self, row: int) -> bool:
+        """Whether the keys and values of ``row`` go to the lane's blocks rather than to scratch."""
+        if self.write is not None:
+            return self.write[row]
+        return self.role(row) in (Role.COMMIT, Role.REFRESH)
+
+    def validate(self, vocabulary: int) -> None:
+        """Raise ``ValueError`` naming what is malformed, so that a bad chunk ends its own request only."""
+        n = len(self.tokens)
+        for name in ("index", "roles", "rope", "write", "scratch"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
+                raise ValueError(f"chunk of request {self.request}: {name} has {len(values)} rows, tokens has {n}")
+        if n == 0:
+            raise ValueError(f"chunk of request {self.request} has no rows")
+        lowest = -(0 if self.embeddings is None else len(self.embeddings))
+        if min(self.tokens) < lowest or max(self.tokens) >= vocabulary:
+            raise ValueError(
+                f"chunk of request {self.request}: tokens lie between {min(self.tokens)} and {max(self.tokens)}, "
+                f"expected {lowest} to {vocabulary - 1}"
+            )
+        if min(self.index) < 0:
+            raise ValueError(f"chunk of request {self.request}: index {min(self.index)} is negative")
+        if not self.segments:
+            return
+        first = 0
+        for number, segment in enumerate(self.segments):
+            if segment.rows < 1 or not CONTEXT <= segment.parent < first:
+                raise ValueError(
+                    f"chunk of request {self.request}: segment {number} has {segment.rows} rows and parent row "
+                    f"{segment.parent}; expected at least one row and a parent before row {first}"
+                )
+            if any(not 0 <= other < number for other in segment.also):
+                raise ValueError(f"chunk of request {self.request}: segment {number} sees segments {segment.also}")
+            first += segment.rows
+        if first != n:
+            raise ValueError(f"chunk of request {self.request}: segments hold {first} rows, tokens {n}")
+
+
+@dataclass(slots=True)
+class Output:
+    """What a pass gave back for one chunk."""
+
+    chunk: Chunk
+    logits: Tensor
+    """float32 [wanted rows of the *whole batch*, vocabulary]; this chunk's begin at ``first``."""
+    first: int
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Wanted hidden states [rows, width] by layer border; where rows leave early also by that border."""
+    scratch: Sequence[int | None] = ()
+    """Scratch row of each row that has one, usable as ``held`` or ``scratch`` until the step ends."""
+
+    def row(self, row: int) -> int:
+        """Return the place in ``logits`` of the chunk's row number ``row``; ``KeyError`` if it was not wanted."""
+        if tuple(self.chunk.logits) == (ALL_ROWS,):
+            return self.first + row
+        try:
+            return self.first + list(self.chunk.logits).index(row)
+        except ValueError:
+            raise KeyError(f"row {row} of request {self.chunk.request}'s chunk did not ask for logits") from None

@@ -1,0 +1,176 @@
+"""What a caller may ask of one request, as plain data that can cross a process border."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+# name: (smallest, largest or None, may be None, what to do instead)
+_INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
+    "top_k": (0, None, False, "use 0 to switch it off"),
+    "min_tokens": (0, None, False, "use 0 for no minimum"),
+    "max_tokens": (1, None, True, "use None to write until the context is full"),
+    "logprobs": (0, None, True, "use None to get no log-probabilities"),
+    "prompt_logprobs": (0, None, True, "use None to get no log-probabilities"),
+    "n": (1, None, False, "use 1 for a single sample"),
+    "seed": (0, 2**64 - 1, True, "use None to have one drawn and reported"),
+    "priority": (None, None, False, "higher runs first; use 0 for the ordinary"),
+}
+# name: (smallest, smallest itself allowed, largest, may be None, what to do instead)
+_NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
+    "top_p": (0.0, False, 1.0, False, "use 1.0 to switch it off"),
+    "min_p": (0.0, True, 1.0, False, "use 0.0 to switch it off"),
+    "repetition_penalty": (0.0, False, 100.0, False, "use 1.0 to switch it off"),
+    "frequency_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
+    "presence_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
+    "ttft_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
+    "tpot_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
+}
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-4, 1e4
+
+
+def _refuse(name: str, value: object, expected: str, remedy: str) -> NoReturn:
+    raise ValueError(f"{name}={value!r}: expected {expected}; {remedy}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request chooses its tokens, when it ends, and how it competes with others.
+
+    `banned` holds token-id sequences: the last token of one is forbidden where the tokens before it end the row's path
+    (prompt and output). `mask` is the name of a registered token mask and its plain arguments. Lists are accepted where
+    tuples are written.
+    """
+
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    mask: tuple[str, dict[str, Any]] | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    max_tokens: int | None = 256
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    seed: int | None = None
+    priority: int = 0
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        def normalise(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        if isinstance(self.stop, str):
+            normalise("stop", (self.stop,))
+        for name in ("banned", "stop", "stop_token_ids", "mask"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                normalise(name, tuple(value))
+        if isinstance(self.banned, tuple):
+            normalise("banned", tuple(tuple(ids) if isinstance(ids, list) else ids for ids in self.banned))
+
+    def validate(self, vocab_size: int) -> None:
+        """Raise ValueError that names the first parameter a model with `vocab_size` tokens cannot honour."""
+        self._validate_numbers(vocab_size)
+        self._validate_token_ids(vocab_size)
+        self._validate_rest()
+
+    def _validate_numbers(self, vocab_size: int) -> None:
+        value = self.temperature
+        if not _is_number(value) or not (value == 0 or _MIN_TEMPERATURE <= value <= _MAX_TEMPERATURE):
+            expected = f"0 or a number from {_MIN_TEMPERATURE} to {_MAX_TEMPERATURE:.0f}"
+            _refuse("temperature", value, expected, "use 0 for greedy choice")
+        for name, (low, inclusive, high, optional, remedy) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if not _is_number(value) or value > high or value < low or (value == low and not inclusive):
+                border = "from" if inclusive else "above"
+                _refuse(name, value, f"a number {border} {low:g} to {high:g}", remedy)
+        for name, (least, most, optional, remedy) in _INTEGERS.items():
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if name in ("logprobs", "prompt_logprobs"):
+                most = vocab_size
+            if not _is_int(value) or (least is not None and value < least) or (most is not None and value > most):
+                span = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+                _refuse(name, value, f"a whole number{span}", remedy)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            expected = f"at most max_tokens={self.max_tokens}"
+            _refuse("min_tokens", self.min_tokens, expected, "raise max_tokens or lower min_tokens")
+
+    def _validate_token_ids(self, vocab_size: int) -> None:
+        def check(name: str, value: object, ids: Sequence[object]) -> None:
+            for token in ids:
+                if not (isinstance(token, int) and _is_int(token) and 0 <= token < vocab_size):
+                    _refuse(name, value, f"token ids from 0 to {vocab_size - 1}", f"remove or correct {token!r}")
+
+        if not isinstance(self.logit_bias, Mapping):
+            _refuse("logit_bias", self.logit_bias, "a mapping of token id to number", "use {} for none")
+        check("logit_bias", self.logit_bias, list(self.logit_bias))
+        for token, bias in self.logit_bias.items():
+            if not _is_number(bias):
+                _refuse("logit_bias", self.logit_bias, "finite numbers", f"correct that of {token}; ban by `banned`")
+        if not isinstance(self.stop_token_ids, tuple):
+            _refuse("stop_token_ids", self.stop_token_ids, "a tuple of token ids", "use () for none")
+        check("stop_token_ids", self.stop_token_ids, self.stop_token_ids)
+        if not isinstance(self.banned, tuple) or not all(isinstance(ids, tuple) and ids for ids in self.banned):
+            _refuse("banned", self.banned, "a tuple of tuples of at least one token id", "use () for none")
+        for ids in self.banned:
+            check("banned", self.banned, ids)
+
+    def _validate_rest(self) -> None:
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            _refuse("stop", self.stop, "strings of at least one character", "use () for none")
+        for name in ("ignore_eos", "include_stop"):
+            if not isinstance(getattr(self, name), bool):
+                _refuse(name, getattr(self, name), "True or False", "give one of the two")
+        if not isinstance(self.tenant, str):
+            _refuse("tenant", self.tenant, "a string", 'use "" for none')
+        if self.mask is not None:
+            named = isinstance(self.mask, tuple) and len(self.mask) == 2 and isinstance(self.mask[0], str)
+            if not named or not isinstance(self.mask[1], dict) or not all(isinstance(key, str) for key in self.mask[1]):
+                _refuse("mask", self.mask, "(registered name, {argument: value})", "use None for no mask")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data from which `from_dict` builds an equal object, also after a trip through JSON."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["logit_bias"] = dict(self.logit_bias)
+        return values
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SamplingParams":
+        """Build parameters from plain data; raise ValueError that names a key which is no parameter."""
+        known = [each.name for each in fields(cls)]
+        for key in data:
+            if key not in known:
+                close = get_close_matches(str(key), known, 1)
+                remedy = f"did you mean {close[0]}?" if close else "remove it"
+                _refuse(str(key), data[key], "the name of a sampling parameter", remedy)
+        values = dict(data)
+        bias = values.get("logit_bias")
+        if isinstance(bias, Mapping):  # the keys of a JSON object are strings
+            decimal = {key: int(key) for key in bias if isinstance(key, str) and key.isdecimal()}
+            values["logit_bias"] = {decimal.get(key, key): number for key, number in bias.items()}
+        return cls(**values)

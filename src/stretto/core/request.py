@@ -1,0 +1,133 @@
+"""A request as the engine sees it: what was asked, the tokens so far, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from stretto.core.params import SamplingParams
+    from stretto.core.sampler import SamplerState
+
+
+class Phase(Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(slots=True)
+class Stats:
+    """What one request cost. Times are seconds of a monotonic clock."""
+
+    rows: int = 0
+    """Rows computed for it, all passes and models together."""
+    prompt_rows: int = 0
+    """Rows of known tokens among them."""
+    cached: int = 0
+    """Tokens found in the prefix cache at the first admission."""
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    preemptions: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    finished: float | None = None
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return plain data: counts, and milliseconds to the first token and to the end."""
+        first = None if self.first_token is None else (self.first_token - self.arrived) * 1e3
+        total = None if self.finished is None else (self.finished - self.arrived) * 1e3
+        counts = ("rows", "prompt_rows", "cached", "steps", "drafted", "accepted", "preemptions")
+        return {**{name: getattr(self, name) for name in counts}, "ttft_ms": first, "total_ms": total}
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sample of one prompt. The text is a function of prompt, parameters, seed and numerics alone."""
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    state: SamplerState
+    seed: int
+    sample: int = 0
+    method: str = "plain"
+    model: str = "target"
+    leader: Request | None = None
+    """Sample 0 of the same prompt, whose computed prompt the other samples share."""
+    reuse: bool = True
+    """Whether cached prefixes may serve it: not when every prompt row's logits are wanted."""
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and generated tokens."""
+    views: dict[str, Any] = field(default_factory=dict)
+    """By model: where its rows lie in that model's cache. Filled and emptied by the engine."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What methods and drafters remember about it, by their name; gone when the request ends."""
+    text: Any = None
+    """Incremental detokenizer, or None when token ids alone were asked for."""
+    phase: Phase = Phase.WAITING
+    finish: str | None = None
+    error: str | None = None
+    stats: Stats = field(default_factory=Stats)
+    order: int = 0
+    """Arrival number: lower came first."""
+    deadline: float = float("inf")
+    """When its first token is due by its TTFT goal (monotonic seconds)."""
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: dict[int, dict[int, float]] = field(default_factory=dict)
+    """By position in the prompt; the first token has none."""
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    """By first position: logits that the ``score`` method keeps, float32 [rows, vocab] each."""
+
+    @property
+    def filled(self) -> int:
+        """Positions whose rows stand in the target's cache."""
+        view = self.views.get(self.model)
+        return 0 if view is None else int(view.filled)
+
+    @property
+    def pending(self) -> int:
+        """Known tokens whose rows are still to be computed: 1 while decoding plainly."""
+        return len(self.tokens) - self.filled
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a method makes of a pass for one request. Nothing is applied before the engine does so."""
+
+    request: Request
+    tokens: Sequence[int] = ()
+    filled: int | None = None
+    """New watermark of the request's own model; None leaves it."""
+    keep: Sequence[tuple[int, int]] = ()
+    """(scratch row, position): rows of that model that move from scratch to the request's blocks."""
+    finish: str | None = None
+    error: str | None = None
+    logits: Tensor | None = None
+    """float32 [len(tokens), vocab] where logprobs are wanted: the rows at which the tokens were chosen."""
+    prompt_logprobs: Sequence[tuple[int, dict[int, float]]] = ()
+    """(position, log-probabilities) of prompt tokens."""
+    scores: tuple[int, Tensor] | None = None
+    """First position and logits float32 [rows, vocab] that the request itself keeps."""
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Plain data that leaves the engine: what one step added to one request."""
+
+    request: int
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    finish: str | None = None
+    error: str | None = None

@@ -1,0 +1,1 @@
+"""How a request moves: plain decoding, speculation, diffusion."""

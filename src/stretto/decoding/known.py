@@ -1,0 +1,43 @@
+"""What every autoregressive method shares: the known tokens of a request as a chunk, and what their rows tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stretto.core.choose import NAN_LOGITS, logprobs
+from stretto.core.chunk import ALL_ROWS, Chunk, Output
+from stretto.core.request import Request
+
+CHOICE_ERRORS = {
+    NAN_LOGITS: "the model's logits hold NaN or infinity for this request: check the checkpoint, or use dtype='fp32'",
+}
+NOTHING_LEFT = "no token is allowed: mask, bans and logit bias together forbid the whole vocabulary"
+
+
+def choice_error(code: int) -> str:
+    """Return the message for a negative result of ``choose``."""
+    return CHOICE_ERRORS.get(code, NOTHING_LEFT)
+
+
+def known_chunk(request: Request, rows: int) -> Chunk:
+    """Return the next at most ``rows`` known tokens of the request as a chunk.
+
+    Logits are asked for at the last known token, and at every row while prompt logprobs are being collected.
+    """
+    filled = request.filled
+    stop = min(len(request.tokens), filled + rows)
+    logits: Sequence[int] = (stop - filled - 1,) if stop == len(request.tokens) else ()
+    if request.params.prompt_logprobs is not None and filled < len(request.prompt):
+        logits = (ALL_ROWS,)
+    return Chunk(request.id, request.model, request.tokens[filled:stop], list(range(filled, stop)), logits=logits)
+
+
+def prompt_logprobs(request: Request, chunk: Chunk, output: Output) -> list[tuple[int, dict[int, float]]]:
+    """Return (position, log-probabilities) of the prompt tokens that this chunk's rows predict, if they are wanted."""
+    wanted = request.params.prompt_logprobs
+    if wanted is None or chunk.index[0] + 1 >= len(request.prompt):
+        return []
+    first = chunk.index[0] + 1
+    following = request.prompt[first : first + len(chunk)]
+    logits = output.logits[output.first : output.first + len(following)]
+    return list(enumerate(logprobs(logits, following, wanted), first))

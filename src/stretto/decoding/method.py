@@ -1,0 +1,105 @@
+"""The contract of a decoding method, and the services the engine offers it.
+
+A method moves requests: it fills their rows before a pass and says behind it which tokens they gained. It is asked
+for all its requests at once, so that drafters run batched. What it needs and promises is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from stretto.core.batch import Model
+    from stretto.core.chunk import Chunk, Output
+    from stretto.core.request import Committed, Request
+
+Fidelity = Literal["exact", "exact-distribution", "approximate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a method promises and needs; the compatibility table is generated from this."""
+
+    fidelity: Fidelity = "exact"
+    relative_to: str = "plain decoding of the same weights"
+    needs: frozenset[str] = field(default_factory=frozenset)
+    """Things that must be aboard: ``draft`` (a draft model), ``tokenizer``, names of feature lanes, ..."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Request features (names of parameters) that it cannot serve, each with the reason."""
+    lineage: str = ""
+    """What sets its cached rows apart from exact ones (a cache policy): such rows serve nobody else."""
+    legs: tuple[str, ...] = ()
+    """Further contexts per request whose logits a named function combines before ``choose`` (guidance)."""
+
+
+class Services(Protocol):
+    """What the engine does for methods and drafters within a step."""
+
+    models: dict[str, Model]
+
+    def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
+        """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.
+
+        Rows that are not kept lie in scratch until the step ends.
+        """
+        ...
+
+    def view(self, request: Request, model: str) -> View:
+        """Return the request's place in the cache of ``model``, opening it (with a prefix hit) if need be."""
+        ...
+
+    def keep(self, request: Request, model: str, moves: Sequence[tuple[int, int]]) -> None:
+        """Move (scratch row, position) of this step from scratch to the request's blocks in ``model``'s cache."""
+        ...
+
+
+class View(Protocol):
+    """A request's place in one model's cache."""
+
+    @property
+    def filled(self) -> int:
+        """Positions below this one hold their rows."""
+        ...
+
+    def reserve(self, upto: int, lanes: Sequence[str] | None = None) -> bool:
+        """Make room for the positions below ``upto``; False when the pool cannot."""
+        ...
+
+    def advance(self, upto: int, lanes: Sequence[str] | None = None) -> None:
+        """Raise the watermark: the rows below ``upto`` are written."""
+        ...
+
+    def truncate(self, to: int, lanes: Sequence[str] | None = None) -> None:
+        """Lower the watermark (a rejected draft's rows)."""
+        ...
+
+
+class DecodingMethod(Protocol):
+    """Moves requests. ``propose`` and ``commit`` may be called again for one request alone after an exception."""
+
+    name: str
+    facts: Facts
+
+    def bind(self, services: Services) -> None:
+        """Take the engine's services, once."""
+        ...
+
+    def extra(self, request: Request) -> int:
+        """Return how many rows beyond its guaranteed one the request bids for, known tokens not counted."""
+        ...
+
+    def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
+        """Return one chunk per request, in order, of at least one and at most ``rows[i]`` rows."""
+        ...
+
+    def commit(
+        self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
+    ) -> list[Committed]:
+        """Return what each request gained. It changes nothing that a second call would not change alike."""
+        ...
+
+    def end(self, request: Request) -> None:
+        """Forget the request: it finished, failed or was aborted. (A preempted one is not ended.)"""
+        ...

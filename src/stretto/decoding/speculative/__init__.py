@@ -1,0 +1,1 @@
+"""Speculation: drafters propose trees, a verifier walks them."""

@@ -1,0 +1,92 @@
+"""The contract of a drafter: begin, draft, observe, rewind, end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stretto.core.chunk import Output, Segment
+    from stretto.core.request import Committed, Request
+    from stretto.core.tree import DraftTree
+    from stretto.decoding.method import Services
+
+
+@dataclass(slots=True)
+class Probes:
+    """Rows that a drafter adds for their outputs alone: lookahead windows, n-gram pools, learned prompt tokens.
+
+    ``depth`` is each row's distance from the last known token. A segment's parent is a node of the tree (-1: the last
+    known row), or, from the number of nodes upwards, an earlier probe row.
+    """
+
+    tokens: list[int]
+    depth: list[int]
+    segments: list[Segment]
+    embeddings: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a drafter proposes for one request in one step."""
+
+    tree: DraftTree
+    probes: Probes | None = None
+
+
+class Ticket(Protocol):
+    """A draft that arrives late: made beside the target's pass, asked for at the steps that follow."""
+
+    at: int
+    """How many tokens the request had when the draft was begun; what was committed since prunes the tree."""
+
+    def poll(self) -> Draft | None:
+        """Return the draft once it is there."""
+        ...
+
+
+@dataclass(slots=True)
+class Observation:
+    """What a step taught about one request: outputs of every row, rejected and probe rows included."""
+
+    request: Request
+    output: Output
+    committed: Committed
+    tree: DraftTree
+    nodes: list[int] = field(default_factory=list)
+    """The tree's nodes that were accepted, whoever drafted them, in order."""
+    base: int = 0
+    """Number of the chunk's row at which the tree hangs: node j is row base + 1 + j, probes follow."""
+
+
+class Drafter(Protocol):
+    """Proposes continuations, batched over requests. A draft may be wrong, late or missing: the text never changes."""
+
+    name: str
+
+    def bind(self, services: Services) -> None:
+        """Take the engine's services (passes of a draft model, its views), once."""
+        ...
+
+    def begin(self, request: Request) -> None:
+        """Meet a request whose prompt is computed."""
+        ...
+
+    def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> Sequence[Draft | Ticket | None]:
+        """Return for each request a draft of at most ``rows[i]`` nodes and probe rows, a ticket, or nothing."""
+        ...
+
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """Learn from a step. Called before the tokens are appended to the requests."""
+        ...
+
+    def rewind(self, request: Request) -> None:
+        """The request was preempted: rows kept for it in other caches are gone, its tokens stand."""
+        ...
+
+    def end(self, request: Request) -> None:
+        """Forget the request."""
+        ...

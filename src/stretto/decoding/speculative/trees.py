@@ -1,0 +1,82 @@
+"""Draft trees as rows: packing a tree behind the last known token, and finding its rows again."""
+
+from __future__ import annotations
+
+from stretto.core.chunk import ALL_ROWS, Chunk, Role, Segment
+from stretto.core.request import Request
+from stretto.core.tree import DraftTree
+from stretto.decoding.speculative.drafter import Draft
+
+
+def depths(tree: DraftTree) -> list[int]:
+    """Return each node's depth, 1 for children of the root."""
+    result: list[int] = []
+    for parent in tree.parents:
+        result.append(1 if parent < 0 else result[parent] + 1)
+    return result
+
+
+def prune(tree: DraftTree, rows: int) -> DraftTree:
+    """Return the first ``rows`` nodes of the tree: parents precede children, so what remains is a tree."""
+    if len(tree) <= rows:
+        return tree
+    return DraftTree(
+        tree.tokens[:rows], tree.parents[:rows], tree.survival[:rows], tree.owners[:rows],
+        None if tree.q is None else {node: q for node, q in tree.q.items() if node < rows},
+    )
+
+
+def descend(tree: DraftTree, tokens: list[int]) -> DraftTree | None:
+    """Return what remains of a late tree behind ``tokens`` that were committed since, or None if they left it."""
+    node = -1
+    for token in tokens:
+        child = tree.child(node, token)
+        if child is None:
+            return None
+        node = child
+    if node < 0:
+        return tree
+    kept = [i for i in range(node + 1, len(tree)) if node in tree.path(i)]
+    place = {node: -1, **{old: new for new, old in enumerate(kept)}}
+    return DraftTree(
+        [tree.tokens[i] for i in kept], [place[tree.parents[i]] for i in kept],
+        [tree.survival[i] for i in kept], [tree.owners[i] for i in kept],
+        None if tree.q is None else {place[i]: q for i, q in tree.q.items() if i in place},
+    )
+
+
+def tree_segments(tree: DraftTree) -> list[Segment]:
+    """Return the segments of the last known row (row 0) and the tree's nodes (row node + 1) behind it.
+
+    A node that follows its parent directly prolongs its segment; every other begins one of its own.
+    """
+    segments = [Segment(1)]
+    for node, parent in enumerate(tree.parents):
+        if parent == node - 1 and (parent >= 0 or node == 0):
+            segments[-1].rows += 1
+        else:
+            segments.append(Segment(1, parent=parent + 1))
+    return segments
+
+
+def draft_chunk(request: Request, draft: Draft) -> Chunk:
+    """Return the chunk of a request whose one pending token is followed by a draft: known row, nodes, probe rows."""
+    tree, probes, position = draft.tree, draft.probes, request.filled
+    tokens = [request.tokens[position], *tree.tokens]
+    index = [position, *(position + depth for depth in depths(tree))]
+    segments = tree_segments(tree)
+    roles = [Role.COMMIT, *[Role.CANDIDATE] * len(tree)]
+    embeddings = None
+    if probes is not None:
+        tokens += probes.tokens
+        index += [position + depth for depth in probes.depth]
+        roles += [Role.PROBE] * len(probes.tokens)
+        shift = len(segments)
+        segments += [
+            Segment(s.rows, s.parent + 1, s.mutual, s.sees, tuple(other + shift for other in s.also), s.held)
+            for s in probes.segments
+        ]
+        embeddings = probes.embeddings
+    return Chunk(
+        request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,), embeddings=embeddings
+    )

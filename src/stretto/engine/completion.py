@@ -1,0 +1,80 @@
+"""What a caller gets back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.core.request import Request
+
+
+@dataclass(slots=True)
+class Completion:
+    """One sample of one prompt, finished.
+
+    ``seed``, ``method``, ``fidelity`` and ``fingerprint`` (of the numerics: checkpoint, formats, kernels) are what it
+    takes to get the same text again.
+    """
+
+    prompt_index: int
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    """``stop`` (end token, stop id or string), ``length``, ``abort`` or ``error``."""
+    seed: int
+    fingerprint: str
+    method: str
+    fidelity: str
+    logprobs: list[dict[int, float]] | None = None
+    """Per token: token id to log-probability of the unmodified distribution, best first, the chosen one included."""
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+    """Per prompt token; None for the first."""
+    stats: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to one sample of a stream; ``completion`` comes with the last piece."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    completion: Completion | None = None
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the sample ended, with its last piece."""
+        return None if self.completion is None else self.completion.finish_reason
+
+
+def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: int = 0) -> Completion:
+    """Return the finished request as its caller sees it."""
+    asked = request.params.prompt_logprobs is not None
+    source = request.leader or request
+    found = source.prompt_logprobs or request.prompt_logprobs
+    return Completion(
+        prompt_index=prompt_index,
+        index=request.sample,
+        text="" if request.text is None else request.text.text,
+        token_ids=request.tokens[len(request.prompt) :],
+        finish_reason=request.finish or "",
+        seed=request.seed,
+        fingerprint=fingerprint,
+        method=request.method,
+        fidelity=fidelity,
+        logprobs=request.logprobs if request.params.logprobs is not None else None,
+        prompt_logprobs=[found.get(i) for i in range(len(request.prompt))] if asked else None,
+        stats=request.stats.to_dict(),
+        error=request.error,
+    )
+
+
+def refused(prompt_index: int, error: Exception, method: str) -> Completion:
+    """Return the completion of a request that was wrong from the start."""
+    return Completion(prompt_index, 0, "", [], "error", 0, "", method, "exact", error=str(error))

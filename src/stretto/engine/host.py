@@ -1,0 +1,91 @@
+"""The engine's side of the border: plain dictionaries in, plain dictionaries out.
+
+In: ``{"op": "submit", "id", "prompt" | "messages", "params": {...}, "method"}``, ``{"op": "abort", "id"}``,
+``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and sample, the last one of a sample with
+``"completion"``; ``{"id", "error"}`` for a request that was refused. The same loop serves a thread or a process.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from stretto.core.params import SamplingParams
+from stretto.core.request import Delta, Request
+from stretto.engine.completion import complete
+from stretto.engine.llm import LLM
+
+Message = dict[str, Any]
+
+
+class Inbox(Protocol):
+    """What ``queue.Queue`` and ``multiprocessing.Queue`` share."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Message:
+        """Return the next message; raise ``queue.Empty`` when there is none."""
+        ...
+
+
+class Host:
+    """Runs one ``LLM`` for a client on the other side of two queues."""
+
+    def __init__(self, llm: LLM, send: Callable[[Message], None]) -> None:
+        self.llm, self.send = llm, send
+        self._origin: dict[int, tuple[Any, Request]] = {}
+        self._numbers: dict[Any, list[int]] = {}
+
+    def serve(self, inbox: Inbox) -> None:
+        """Handle messages and step until told to stop."""
+        while True:
+            try:
+                message = inbox.get(block=not self.llm.engine.busy)
+            except queue.Empty:
+                self.step()
+                continue
+            if message["op"] == "stop":
+                return
+            self.handle(message)
+
+    def handle(self, message: Message) -> None:
+        """Take one ``submit`` or ``abort``; whatever is wrong with it is answered, not raised."""
+        name = message.get("id")
+        try:
+            if message["op"] == "abort":
+                for number in self._numbers.get(name, []):
+                    self.llm.engine.abort(number)
+            elif message["op"] == "submit":
+                self._submit(name, message)
+            else:
+                raise ValueError(f"op={message['op']!r}: expected 'submit', 'abort' or 'stop'")
+        except Exception as error:
+            self.send({"id": name, "error": str(error)})
+
+    def step(self) -> None:
+        """Run one step and send what it added."""
+        for delta in self.llm.engine.step():
+            if delta.request in self._origin:
+                self._tell(delta)
+
+    def _submit(self, name: Any, message: Message) -> None:
+        if name in self._numbers:
+            raise ValueError(f"id={name!r} is in use: give every request its own")
+        params = SamplingParams.from_dict(message.get("params") or {})
+        prompt = self.llm.encode_chat(message["messages"]) if "messages" in message else message["prompt"]
+        requests = self.llm.submit(prompt, params, message.get("method"))
+        self._numbers[name] = [request.id for request in requests]
+        self._origin.update({request.id: (name, request) for request in requests})
+
+    def _tell(self, delta: Delta) -> None:
+        name, request = self._origin[delta.request]
+        event: Message = {
+            "id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)
+        }
+        if delta.finish is not None:
+            fidelity = self.llm.engine.methods[request.method].facts.fidelity
+            event["completion"] = complete(request, self.llm.fingerprint, fidelity).to_dict()
+            del self._origin[delta.request]
+            self._numbers[name].remove(delta.request)
+            if not self._numbers[name]:
+                del self._numbers[name]
+        self.send(event)

@@ -1,0 +1,105 @@
+"""Turns what a caller asks, a prompt and parameters, into requests, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from stretto.core.batch import Model
+from stretto.core.params import SamplingParams
+from stretto.core.request import Request
+from stretto.core.sampler import SamplerState
+from stretto.decoding.method import DecodingMethod
+from stretto.tokens.detokenize import TextStream
+from stretto.tokens.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class Intake:
+    """Checks and builds the requests of one model."""
+
+    model: Model
+    tokenizer: Tokenizer | None
+    eos_ids: frozenset[int]
+    capacity: int
+    """Tokens that the cache holds."""
+    numbers: count[int]
+
+    def requests(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        method: DecodingMethod,
+        *,
+        reuse: bool = True,
+        generate: bool = True,
+    ) -> list[Request]:
+        """Return the ``n`` requests of one prompt, sample 0 first.
+
+        Raises ``ValueError`` naming the
+        parameter, its value, what was expected and what to do.
+        """
+        params.validate(self.model.vocab_size)
+        self._check_method(params, method)
+        ids = self._ids(prompt)
+        room = self.model.context - len(ids)
+        if room < (1 if generate else 0):
+            raise ValueError(
+                f"prompt has {len(ids)} tokens, the model's context is {self.model.context}: "
+                "shorten the prompt so that at least one token can follow"
+            )
+        limit = min(room, params.max_tokens or room) if generate else 0
+        if len(ids) + limit > self.capacity:
+            raise ValueError(
+                f"prompt of {len(ids)} and max_tokens of {limit} tokens need {len(ids) + limit} tokens of cache, "
+                f"cache_tokens is {self.capacity}: raise cache_tokens or lower max_tokens"
+            )
+        if params.stop and self.tokenizer is None:
+            raise ValueError(f"stop={params.stop!r} needs a tokenizer and this checkpoint has none: use stop_token_ids")
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        requests: list[Request] = []
+        for sample in range(params.n):
+            state = SamplerState.begin(
+                params, ids, sample=sample, seed=seed, vocab_size=self.model.vocab_size, eos_ids=self.eos_ids,
+                limit=limit,
+            )
+            request = Request(
+                next(self.numbers), ids, params, state, seed, sample, method.name,
+                leader=requests[0] if requests else None,
+                reuse=reuse and params.prompt_logprobs is None,
+            )
+            if self.tokenizer is not None and generate:
+                request.text = TextStream(self.tokenizer, params.stop, params.include_stop)
+            requests.append(request)
+        return requests
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        vocabulary = self.model.vocab_size
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("the prompt is text and this checkpoint has no tokenizer: give a list of token ids")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty: give at least one token (many models begin with their BOS token)")
+        for place, token in enumerate(ids):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+                raise ValueError(
+                    f"prompt token {place} is {token!r}, expected a whole number from 0 to {vocabulary - 1}"
+                )
+        return ids
+
+    def _check_method(self, params: SamplingParams, method: DecodingMethod) -> None:
+        default: dict[str, Any] = SamplingParams().to_dict()
+        for name, reason in method.facts.refuses.items():
+            if getattr(params, name) != default[name]:
+                raise ValueError(
+                    f"method={method.name!r} does not go with {name}={getattr(params, name)!r}: {reason}; "
+                    "use another method or leave the parameter out"
+                )

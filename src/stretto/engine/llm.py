@@ -1,0 +1,220 @@
+"""``LLM``: one model on this machine, asked from Python."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from stretto.cache.memory import default_cache_tokens
+from stretto.core.params import SamplingParams
+from stretto.core.request import Request
+from stretto.decoding.method import DecodingMethod
+from stretto.decoding.score import Score
+from stretto.engine.completion import Completion, Piece, complete, refused
+from stretto.engine.intake import Intake, Prompt
+from stretto.engine.step import Engine
+from stretto.kernels import native
+from stretto.models.loader import load_model
+from stretto.recipes.table import build_method
+from stretto.tokens.tokenizer import Tokenizer
+from stretto.weights.resolve import resolve
+
+log = logging.getLogger("stretto")
+MAX_ROWS = 256
+"""Default row budget of a step: long prompts are cut into slices of it, so that others keep their pace."""
+
+
+class LLM:
+    """A model, its cache and its scheduler, in this process. Not for several threads at once: see ``AsyncEngine``.
+
+    ``model``: an embedded name, a checkpoint folder or a hub id. ``dtype``: precision of activations and cache,
+    ``weights``: format of the matrices (``auto`` keeps the checkpoint's own, fp16 is widened to fp32).
+    ``device``: ``cpu``, ``cuda`` or ``auto`` (the CPU, until the GPU has kernels of its own). ``method``: the default
+    decoding method. ``threads``: of PyTorch, for the whole process. ``cache_tokens``: positions that the cache holds
+    (default: a share of the free memory). ``max_rows``: row budget of a step.
+
+    Raises ``ValueError`` for arguments, ``FileNotFoundError`` and ``ValueError`` for checkpoints, saying what to do.
+    """
+
+    def __init__(
+        self,
+        model: str = "stretto-tiny",
+        *,
+        dtype: str = "auto",
+        weights: str = "auto",
+        device: str = "auto",
+        method: str = "plain",
+        draft: str | None = None,
+        threads: int | None = None,
+        cache_tokens: int | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        if draft is not None:
+            raise ValueError(f"draft={draft!r}: no method of this version drafts with a second model; leave it out")
+        for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("max_rows", max_rows)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or None for the default")
+        where = pick_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if native.load() is None:
+            native.notice_once()
+        folder = Path(resolve(str(model)))
+        self.name = str(model)
+        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where)
+        self.tokenizer = Tokenizer.load(folder)
+        bytes_per_token = sum(lane.bytes_per_token() for lane in self.model.lanes)
+        capacity = cache_tokens or default_cache_tokens(bytes_per_token, self.model.context)
+        self.methods: dict[str, DecodingMethod] = {}
+        self.engine = Engine(
+            {"target": self.model}, [], cache_tokens=capacity, max_rows=max_rows or MAX_ROWS, device=where
+        )
+        eos = self.model.spec.eos_ids | (self.tokenizer.eos_ids if self.tokenizer else frozenset())
+        self.intake = Intake(self.model, self.tokenizer, eos, self.engine.caches["target"].capacity, count())
+        self.default_method = self.method(method).name
+
+    @property
+    def fingerprint(self) -> str:
+        """What the text depends on beside prompt, parameters and seed: checkpoint, formats, rope, kernels."""
+        return self.model.fingerprint
+
+    def method(self, name: str | None) -> DecodingMethod:
+        """Return the method of that name (None: the default), put aboard when first asked for."""
+        name = self.default_method if name is None else name
+        if name not in self.engine.methods:
+            self.engine.add_method(build_method(name))
+        return self.engine.methods[name]
+
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None
+    ) -> list[Request]:
+        """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``."""
+        requests = self.intake.requests(prompt, params or SamplingParams(), self.method(method))
+        for request in requests:
+            self.engine.submit(request)
+        return requests
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        method: str | None = None,
+    ) -> list[Completion]:
+        """Complete a text, a list of texts, or a list of token-id lists.
+
+        Returns the completions prompt after prompt, the ``n`` samples of each side by side. In a list, a bad prompt
+        or parameter ends its own completions (``finish_reason`` ``error``, ``.error`` says why) and no other's; for a
+        single text it raises ``ValueError``.
+        """
+        single = isinstance(prompts, str)
+        listed: list[Prompt] = [cast(Prompt, prompts)] if single else list(cast("Sequence[Prompt]", prompts))
+        if any(isinstance(prompt, int) for prompt in listed):
+            raise ValueError("prompts is a list of whole numbers: for one prompt of token ids give [[...]]")
+        several = isinstance(params, Sequence)
+        each = list(cast("Sequence[SamplingParams]", params)) if several else [params] * len(listed)
+        if len(each) != len(listed):
+            raise ValueError(f"params holds {len(each)} entries for {len(listed)} prompts: give one, or one each")
+        taken: list[list[Request] | Completion] = []
+        for index, (prompt, own) in enumerate(zip(listed, each, strict=True)):
+            try:
+                taken.append(self.submit(prompt, cast("SamplingParams | None", own), method))
+            except (ValueError, TypeError) as error:
+                if single:
+                    raise
+                taken.append(refused(index, error, method or self.default_method))
+        self._finish([request for entry in taken if isinstance(entry, list) for request in entry])
+        results: list[Completion] = []
+        for index, entry in enumerate(taken):
+            results += [entry] if isinstance(entry, Completion) else [self._complete(r, index) for r in entry]
+        return results
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        method: str | None = None,
+    ) -> Iterator[Piece]:
+        """Complete one prompt, piece by piece as it is written. Leaving the loop early aborts it."""
+        requests = {r.id: r for r in self.submit(prompt, params, method)}
+        left = set(requests)
+        try:
+            while left:
+                for delta in self.engine.step():
+                    if delta.request in left:
+                        request = requests[delta.request]
+                        done = self._complete(request) if delta.finish else None
+                        if done:
+                            left.discard(delta.request)
+                        yield Piece(request.sample, delta.text, delta.tokens, done)
+        finally:
+            for number in left:
+                self.engine.abort(number)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        method: str | None = None,
+    ) -> list[Completion]:
+        """Answer a conversation (``role`` and ``content`` each) through the checkpoint's own chat template."""
+        requests = self.submit(self.encode_chat(messages), params, method)
+        self._finish(requests)
+        return [self._complete(request) for request in requests]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the conversation's token ids as the chat template writes it, ready for the answer.
+
+        Raises ``ValueError`` when the checkpoint has no tokenizer or no template, or the template refuses it.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: use generate with token ids")
+        return self.tokenizer.encode_chat(messages)
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the logits behind each token: float32 [len(token_ids), vocab], on the CPU.
+
+        Computed like any request's: through the scheduler, in slices, in the cache.
+        """
+        if "score" not in self.engine.methods:
+            self.engine.add_method(Score())
+        (request,) = self.intake.requests(
+            token_ids, SamplingParams(), self.engine.methods["score"], reuse=False, generate=False
+        )
+        self.engine.submit(request)
+        self._finish([request])
+        if request.error is not None:
+            raise RuntimeError(request.error)
+        return torch.cat([request.scores[start] for start in sorted(request.scores)]).cpu()
+
+    def _finish(self, requests: Sequence[Request]) -> None:
+        try:
+            while any(request.finish is None for request in requests):
+                self.engine.step()
+        except BaseException:
+            for request in requests:
+                self.engine.abort(request.id)
+            raise
+
+    def _complete(self, request: Request, index: int = 0) -> Completion:
+        return complete(request, self.fingerprint, self.engine.methods[request.method].facts.fidelity, index)
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device of that name; ``auto`` is the CPU. Raises ``ValueError`` for one that is not here."""
+    if device in ("auto", "cpu"):
+        return torch.device("cpu")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device='cuda': PyTorch finds no CUDA device here; use device='cpu'")
+        log.warning("device='cuda' runs the reference kernels: correct, and not yet fast")
+        return torch.device("cuda")
+    raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'cuda'")

@@ -1,0 +1,203 @@
+"""Who runs in the next step, and with how many rows.
+
+Every running request is guaranteed one row; every further row of the budget is bid for. Prompt slices bid by
+priority, TTFT goal and arrival, drafts share a part of their own, so that neither starves (stall-free chunked
+prefill: Sarathi-Serve, arXiv 2403.02310). A budget smaller than the number of running requests serves them in turn.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from stretto.cache.manager import ModelCache, View
+from stretto.core.request import Phase, Request
+
+DRAFT_SHARE = 4
+"""While prompts wait, drafts may take one in this many of the rows that are bid for."""
+
+
+class Grant(NamedTuple):
+    """A request and the rows it may fill in this step."""
+
+    request: Request
+    rows: int
+
+
+def seniority(request: Request) -> tuple[int, int]:
+    """Order of service: higher priority first, then earlier arrival."""
+    return -request.params.priority, request.order
+
+
+class Scheduler:
+    """Queues, admission, row budget and preemption. Requests are moved between its two lists and nowhere else."""
+
+    def __init__(
+        self,
+        caches: Mapping[str, ModelCache],
+        max_rows: int,
+        lineage: Callable[[Request], str],
+        extra: Callable[[Request], int],
+    ) -> None:
+        self.caches, self.max_rows, self.lineage, self.extra = caches, max_rows, lineage, extra
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.failed: list[tuple[Request, Exception]] = []
+        """Requests whose own admission or reservation raised; the engine ends them."""
+        self._turn = 0
+        self._changed = True
+
+    def add(self, request: Request) -> None:
+        """Queue a request behind those of its priority that came before it."""
+        request.phase = Phase.WAITING
+        insort(self.waiting, request, key=seniority)
+        self._changed = True
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, wherever it is, and free its blocks."""
+        (self.waiting if request.phase is Phase.WAITING else self.running).remove(request)
+        request.phase = Phase.DONE
+        self._release(request)
+
+    def preempt(self, request: Request) -> None:
+        """Free a running request's blocks and queue it again; by its arrival it stands at the front."""
+        self.running.remove(request)
+        self._release(request)
+        request.stats.preemptions += 1
+        self.add(request)
+
+    def plan(self) -> list[Grant]:
+        """Return this step's requests with their rows, their blocks reserved."""
+        if self.waiting and self._changed:
+            self._admit()
+        served = self._in_turn()
+        grants: list[Grant] = []
+        for request, rows in zip(served, self._share(served), strict=True):
+            # An earlier one in this loop may have preempted this one.
+            if request.phase is Phase.RUNNING:
+                try:
+                    granted = self._reserve(request, rows)
+                except Exception as error:
+                    self.failed.append((request, error))
+                    continue
+                if granted:
+                    grants.append(Grant(request, granted))
+        return [grant for grant in grants if grant.request.phase is Phase.RUNNING]
+
+    def _in_turn(self) -> list[Request]:
+        """Return the running requests, or as many of them as there are rows, taking turns."""
+        count = len(self.running)
+        if count <= self.max_rows:
+            return self.running.copy()
+        first = self._turn % count
+        self._turn = first + self.max_rows
+        return (self.running + self.running)[first : first + self.max_rows]
+
+    def _share(self, served: list[Request]) -> list[int]:
+        """Return the rows of each served request: one each, and what it won of the rest."""
+        rows = [1] * len(served)
+        left = self.max_rows - len(served)
+        prompts: list[int] = []
+        drafts: list[int] = []
+        wants = [0] * len(served)
+        for i, request in enumerate(served):
+            pending = request.pending
+            if pending > 1:
+                wants[i] = pending - 1
+                prompts.append(i)
+            else:
+                wants[i] = self.extra(request)
+                if wants[i]:
+                    drafts.append(i)
+        if left == 0 or not (prompts or drafts):
+            return rows
+        for_drafts = min(sum(wants[i] for i in drafts), left)
+        for_prompts = min(sum(wants[i] for i in prompts), left)
+        if for_drafts + for_prompts > left:
+            for_drafts = max(left - for_prompts, min(for_drafts, left // DRAFT_SHARE))
+            for_prompts = left - for_drafts
+        prompts.sort(key=lambda i: (-served[i].params.priority, served[i].deadline, served[i].order))
+        for i in prompts:
+            won = min(wants[i], for_prompts)
+            rows[i] += won
+            for_prompts -= won
+        drafts.sort(key=lambda i: (wants[i], served[i].order))
+        for rank, i in enumerate(drafts):
+            won = min(wants[i], for_drafts // (len(drafts) - rank))
+            rows[i] += won
+            for_drafts -= won
+        return rows
+
+    def _reserve(self, request: Request, rows: int) -> int:
+        """Make room for the rows, preempting newer requests if it must; return how many rows fit (0: none)."""
+        view: View = request.views[request.model]
+        if view.reserve(view.filled + rows):
+            return rows
+        # Extra rows are no reason to stop another request: fall back to the guaranteed one.
+        while not view.reserve(view.filled + 1):
+            rivals = [r for r in self.running if r.model == request.model]
+            victim = max(rivals, key=seniority)
+            self.preempt(victim)
+            if victim is request:
+                return 0
+        return 1
+
+    def _admit(self) -> None:
+        """Start waiting requests, in order, while their known tokens find room beside the running ones."""
+        self._changed = False
+        position = 0
+        while position < len(self.waiting):
+            request = self.waiting[position]
+            leader = request.leader
+            if leader is not None and not (leader.phase is Phase.DONE or leader.filled >= len(leader.prompt)):
+                position += 1
+                self._changed = True
+                continue
+            try:
+                view = self._open(request)
+            except Exception as error:
+                self.failed.append((request, error))
+                position += 1
+                continue
+            if view is None:
+                if not self._outranked(request):
+                    return
+                continue
+            self.waiting.pop(position)
+            request.views[request.model] = view
+            request.phase = Phase.RUNNING
+            insort(self.running, request, key=seniority)
+            if request.stats.preemptions == 0:
+                request.stats.cached = view.filled
+
+    def _open(self, request: Request) -> View | None:
+        """Return a view with room for the request's known tokens, or None while there is none."""
+        cache = self.caches[request.model]
+        leader = request.leader
+        if leader is not None and leader.phase is Phase.RUNNING and len(request.tokens) == len(request.prompt):
+            view = leader.views[leader.model].fork(request.id)
+            view.truncate(len(request.prompt) - 1)
+        else:
+            view = cache.open(request.id, request.tokens, self.lineage(request), reuse=request.reuse)
+        # One token of headroom per running request, so that admission does not cause the next preemption.
+        fits = view.reserve(len(request.tokens)) and (not self.running or cache.available() >= len(self.running))
+        if fits:
+            return view
+        view.close()
+        return None
+
+    def _outranked(self, request: Request) -> bool:
+        """Preempt the newest of a lower priority for a waiting request; False if there is none."""
+        lower = [
+            r for r in self.running if r.model == request.model and r.params.priority < request.params.priority
+        ]
+        if lower:
+            self.preempt(max(lower, key=seniority))
+        return bool(lower)
+
+    def _release(self, request: Request) -> None:
+        for view in request.views.values():
+            view.close()
+        request.views.clear()
+        self._changed = True

@@ -1,0 +1,281 @@
+"""The step loop: schedule, let methods fill the rows, pack, pass, commit, emit.
+
+The loop knows chunks, not methods. Whatever raises, in a method, a model or the bookkeeping of one request, ends the
+requests it touches and no other: a call for many requests that raises is repeated for each alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from stretto.cache.manager import ModelCache, View
+from stretto.core.batch import Model, Result
+from stretto.core.choose import logprobs
+from stretto.core.chunk import Chunk, Output
+from stretto.core.request import Committed, Delta, Phase, Request
+from stretto.decoding.method import DecodingMethod
+from stretto.engine.pack import pack
+from stretto.engine.scheduler import Grant, Scheduler
+
+log = logging.getLogger("stretto")
+
+
+class Engine:
+    """Models, their caches, methods and requests. One thread calls ``submit``, ``abort`` and ``step``."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        methods: Iterable[DecodingMethod],
+        *,
+        cache_tokens: Mapping[str, int] | int,
+        max_rows: int,
+        device: torch.device | None = None,
+    ) -> None:
+        device = device or torch.device("cpu")
+        self.models = dict(models)
+        self.caches = {
+            name: ModelCache(
+                model,
+                tokens=cache_tokens if isinstance(cache_tokens, int) else cache_tokens[name],
+                scratch=max_rows,
+                device=device,
+            )
+            for name, model in self.models.items()
+        }
+        self.methods: dict[str, DecodingMethod] = {}
+        for method in methods:
+            self.add_method(method)
+        self.requests: dict[int, Request] = {}
+        self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._extra)
+        self.rows = 0
+        """Rows computed since the start, all models together."""
+        self.steps = 0
+        self._arrivals = 0
+        self._ended: list[Delta] = []
+
+    def add_method(self, method: DecodingMethod) -> None:
+        """Put a method aboard, under its name."""
+        method.bind(self)
+        self.methods[method.name] = method
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would find anything to do."""
+        return bool(self.requests) or bool(self._ended)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Its id must not be in use; its tokens begin as its prompt."""
+        request.order = self._arrivals
+        self._arrivals += 1
+        if not request.tokens:
+            request.tokens = list(request.prompt)
+        if request.params.ttft_ms is not None:
+            request.deadline = request.stats.arrived + request.params.ttft_ms / 1e3
+        self.requests[request.id] = request
+        self.scheduler.add(request)
+
+    def abort(self, number: int) -> bool:
+        """End a request; False if it is not here (any more). Its last delta says ``abort``."""
+        request = self.requests.get(number)
+        if request is None:
+            return False
+        self._end(request, "abort")
+        return True
+
+    def step(self) -> list[Delta]:
+        """Run one step; return what it added, and what ended, request by request."""
+        deltas: list[Delta] = []
+        self.steps += 1
+        try:
+            grants = self.scheduler.plan()
+            for request, error in self.scheduler.failed:
+                self._fail(request, error)
+            self.scheduler.failed.clear()
+            for committed in self._run(grants):
+                delta = self._apply_safely(committed)
+                if delta is not None:
+                    deltas.append(delta)
+        finally:
+            for cache in self.caches.values():
+                cache.reset_scratch()
+        deltas += self._ended
+        self._ended.clear()
+        return deltas
+
+    def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
+        """Run one pass per model for the chunks, outputs in their order (see ``Services``).
+
+        Raises what a model raises; scratch rows stay until the step ends.
+        """
+        outputs: list[Output | None] = [None] * len(chunks)
+        for name in dict.fromkeys(chunk.model for chunk in chunks):
+            picked = [i for i, chunk in enumerate(chunks) if chunk.model == name]
+            model, cache = self.models[name], self.caches[name]
+            mine = [chunks[i] for i in picked]
+            for chunk in mine:
+                chunk.validate(model.vocab_size)
+            views = [self.view(requests[i], name) for i in picked]
+            batch, firsts, scratch = pack(mine, views, cache)
+            result: Result = model.forward(batch)
+            self.rows += len(batch)
+            for place, i in enumerate(picked):
+                chunk = chunks[i]
+                stats = requests[i].stats
+                stats.rows += len(chunk.tokens)
+                if chunk.roles is None:
+                    stats.prompt_rows += len(chunk.tokens)
+                hidden = result.hidden[place] if result.hidden else {}
+                outputs[i] = Output(chunk, result.logits, firsts[place], hidden, scratch[place])
+        return [output for output in outputs if output is not None]
+
+    def view(self, request: Request, model: str) -> View:
+        """Return the request's place in the cache of ``model``, opened with a prefix hit when it has none yet."""
+        view = request.views.get(model)
+        if view is None:
+            view = self.caches[model].open(request.id, request.tokens, self._lineage(request, model))
+            request.views[model] = view
+        return view
+
+    def keep(self, request: Request, model: str, moves: Sequence[tuple[int, int]]) -> None:
+        """Move (scratch row, position) into the request's blocks."""
+        view = self.view(request, model)
+        self.caches[model].keep([(view, row, position) for row, position in moves])
+
+    def _lineage(self, request: Request, model: str | None = None) -> str:
+        method = self.methods[request.method]
+        policy = method.facts.lineage if model in (None, request.model) else ""
+        parts = (self.models[model or request.model].fingerprint, policy, request.params.tenant)
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+    def _extra(self, request: Request) -> int:
+        return self.methods[request.method].extra(request)
+
+    def _run(self, grants: Sequence[Grant]) -> list[Committed]:
+        """Let the methods propose, make the passes, let them commit."""
+        if not grants:
+            return []
+        groups: dict[tuple[str, str], list[Grant]] = {}
+        for grant in grants:
+            groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
+        requests: list[Request] = []
+        chunks: list[Chunk] = []
+        for (name, _), group in groups.items():
+            method = self.methods[name]
+            filled = self._each(
+                [g.request for g in group],
+                [g.rows for g in group],
+                lambda mine, rows, method=method: list(zip(mine, method.propose(mine, rows), strict=True)),
+            )
+            requests += [request for request, _ in filled]
+            chunks += [chunk for _, chunk in filled]
+        outputs = self._each(
+            requests, chunks, lambda mine, parts: list(zip(mine, self.forward(mine, parts), strict=True))
+        )
+        done: list[Committed] = []
+        # Outputs of one call to commit share their logits: chunks that had to be run alone are committed alone.
+        by_method: dict[tuple[str, int], list[tuple[Request, Output]]] = {}
+        for request, output in outputs:
+            by_method.setdefault((request.method, id(output.logits)), []).append((request, output))
+        for (name, _), pairs in by_method.items():
+            method = self.methods[name]
+            done += self._each(
+                [request for request, _ in pairs],
+                [output for _, output in pairs],
+                lambda mine, outs, method=method: method.commit(mine, [o.chunk for o in outs], outs),
+            )
+        return done
+
+    def _each(
+        self, requests: list[Request], values: list[Any], call: Callable[[list[Request], list[Any]], list[Any]]
+    ) -> list[Any]:
+        """Call once for all; if that raises, for each alone, ending those whose own call raises."""
+        if not requests:
+            return []
+        try:
+            return call(requests, values)
+        except Exception as error:
+            if len(requests) == 1:
+                self._fail(requests[0], error)
+                return []
+            log.debug("a call for %d requests raised %r; calling for each alone", len(requests), error)
+        results: list[Any] = []
+        for request, value in zip(requests, values, strict=True):
+            results += self._each([request], [value], call)
+        return results
+
+    def _apply_safely(self, committed: Committed) -> Delta | None:
+        try:
+            return self._apply(committed)
+        except Exception as error:
+            self._fail(committed.request, error)
+            return None
+
+    def _apply(self, committed: Committed) -> Delta | None:
+        """Make a commit true: rows kept, watermark, tokens, text, finish."""
+        request = committed.request
+        if committed.error is not None:
+            self._end(request, "error", committed.error)
+            return None
+        view: View = request.views[request.model]
+        if committed.keep:
+            self.caches[request.model].keep([(view, row, position) for row, position in committed.keep])
+        if committed.filled is not None:
+            view.advance(committed.filled)
+        stats = request.stats
+        stats.steps += 1
+        stats.drafted += committed.drafted
+        stats.accepted += committed.accepted
+        request.prompt_logprobs.update(committed.prompt_logprobs)
+        if committed.scores is not None:
+            request.scores[committed.scores[0]] = committed.scores[1]
+        tokens, finish, text = list(committed.tokens), committed.finish, ""
+        if not tokens and finish is None:
+            view.publish(request.tokens)
+            return None
+        if tokens and stats.first_token is None:
+            stats.first_token = time.monotonic()
+        for count, token in enumerate(tokens, 1):
+            request.state.commit(token)
+            request.tokens.append(token)
+            if request.text is not None:
+                delta, stopped = request.text.push(token)
+                text += delta
+                if stopped:
+                    tokens, finish = tokens[:count], "stop"
+                    break
+        if committed.logits is not None:
+            request.logprobs += logprobs(committed.logits[: len(tokens)], tokens, request.params.logprobs or 0)
+        # Only rows of known tokens are published: behind a stop string the watermark may lie past the text.
+        view.publish(request.tokens)
+        if finish is None:
+            return Delta(request.id, tuple(tokens), text)
+        if request.text is not None:
+            text += request.text.flush()
+        self._end(request, finish)
+        self._ended.pop()
+        return Delta(request.id, tuple(tokens), text, finish)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        log.debug("request %d failed", request.id, exc_info=error)
+        if request.phase is not Phase.DONE:
+            self._end(request, "error", f"{type(error).__name__}: {error}")
+
+    def _end(self, request: Request, finish: str, error: str | None = None) -> None:
+        """Free everything of the request and leave its last delta."""
+        request.finish, request.error = finish, error
+        request.stats.finished = time.monotonic()
+        self.scheduler.remove(request)
+        try:
+            self.methods[request.method].end(request)
+        except Exception as failure:
+            log.warning("method %s failed to end request %d: %r", request.method, request.id, failure)
+        request.memory.clear()
+        self.requests.pop(request.id, None)
+        self._ended.append(Delta(request.id, finish=finish, error=error))

@@ -1,0 +1,1 @@
+"""The op table: ``reference`` (plain PyTorch, the definition), ``native`` (C++)."""

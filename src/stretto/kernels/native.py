@@ -1,0 +1,75 @@
+"""The native library: loads it where it was built, says once where it was not.
+
+The library is an accelerator, never a condition. Without it the PyTorch kernels serve: same contracts, slower.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+ABI_VERSION = 1
+"""The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
+
+NOTICE = """\
+stretto: the native library is missing, so the slower PyTorch kernels are in use. The results are sound.
+         To build it: install a C++ compiler and Python's headers (Debian, Ubuntu: sudo apt-get install g++ python3-dev;
+         macOS: xcode-select --install; Windows: Visual Studio Build Tools), then
+         pip install --force-reinstall --no-deps .
+"""
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        library = import_module("stretto.kernels._native")
+    except ImportError as error:
+        return None, str(error)
+    if library.abi_version() != ABI_VERSION:
+        found = f"the native library has ABI version {library.abi_version()}, expected {ABI_VERSION}"
+        return None, f"{found}; reinstall stretto so that both are built together"
+    return library, ""
+
+
+_library, reason = _load()
+"""``reason``: why there is no native library, or the empty string if there is one."""
+
+_noticed = False
+
+
+def load() -> ModuleType | None:
+    """Return the native library, or None if this installation has none (``reason`` says why)."""
+    return _library
+
+
+def notice_once() -> None:
+    """Say on stderr that the PyTorch kernels are in use, if they are: once per installation and user.
+
+    Where nothing can be remembered (no writable home), once per process.
+    """
+    global _noticed
+    if _library is not None or _noticed:
+        return
+    _noticed = True
+    try:
+        memory = _memory()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except (OSError, RuntimeError):  # not writable; no home at all
+        pass
+    sys.stderr.write(NOTICE)
+
+
+def _memory() -> Path:
+    """Return the file whose existence says that this installation gave its notice to this user."""
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    installation = zlib.crc32(str(Path(__file__).parent).encode())
+    return cache / "stretto" / f"noticed-pytorch-kernels-{installation:08x}"

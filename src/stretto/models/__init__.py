@@ -1,0 +1,1 @@
+"""One transformer driven by a specification, and its pass."""

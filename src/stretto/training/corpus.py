@@ -1,0 +1,47 @@
+"""Reading the training corpora: JSON Lines files, plain or xz-compressed.
+
+A line is an object with ``text``, or with ``prompt`` and ``completion`` (joined as they stand).
+A file's name says what it is: ``<corpus>.<split>.jsonl[.xz]``, for example ``stories.train.jsonl.xz``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+
+def read_documents(path: Path) -> list[str]:
+    """Return the documents of one file in the order they stand in.
+
+    Raises ``ValueError`` with the line number when a line holds neither ``text`` nor a prompt.
+    """
+    opener = lzma.open if path.suffix == ".xz" else open
+    documents = []
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            record = json.loads(line)
+            if "text" in record:
+                documents.append(record["text"])
+            elif "prompt" in record:
+                documents.append(record["prompt"] + record.get("completion", ""))
+            else:
+                raise ValueError(f"{path}, line {number}: expected a key 'text' or 'prompt', found {sorted(record)}")
+    return documents
+
+
+def find_corpora(data: Path, split: str) -> dict[str, Path]:
+    """Map corpus name to its file of ``split`` anywhere under ``data``.
+
+    Raises ``FileNotFoundError`` when there is none.
+    """
+    files = {p.name.split(".")[0]: p for p in sorted(data.rglob(f"*.{split}.jsonl*"))}
+    if not files:
+        raise FileNotFoundError(f"no file named *.{split}.jsonl or *.{split}.jsonl.xz below {data}")
+    return files
+
+
+def document_hash(text: str) -> str:
+    """Return the first 16 hexadecimal digits of the text's SHA-256, the document's identity."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -1,0 +1,144 @@
+"""A checkpoint folder: ``config.json`` and safetensors files, one or several."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import KeysView
+from functools import cached_property
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+
+from stretto.weights.dtypes import DTYPES, dtype_name
+from stretto.weights.shard import Entry, Shard
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class Checkpoint:
+    """The configuration and tensors of a model on disk. Opening reads headers only.
+
+    Loading every tensor in turn peaks little above the final size: nothing is mapped, and no file is read as a whole.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises FileNotFoundError when a file is missing, ValueError when one is damaged or of a refused kind."""
+        self.folder = Path(folder)
+        self.config: dict[str, Any] = _json_object(self.folder / "config.json")
+        self._home = self._open()
+
+    def names(self) -> KeysView[str]:
+        """The names of all tensors; a set-like view."""
+        return self._home.keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor. Raises LookupError when there is none of that name."""
+        return self._entry(name).shape
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The stored dtype of a tensor. Raises LookupError when there is none of that name."""
+        return self._entry(name).dtype
+
+    def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Read one tensor, converted to ``dtype`` if given. Raises LookupError when there is none of that name."""
+        self._entry(name)
+        return self._home[name].read(name, dtype)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision most of the weights are stored in: fp32, bf16 or fp16.
+
+        Raises ValueError when it is another one (quantized or fp64 checkpoints).
+        """
+        weights: Counter[torch.dtype] = Counter()
+        for name in self._home:
+            entry = self._entry(name)
+            weights[entry.dtype] += math.prod(entry.shape)
+        dominating = max(weights, key=weights.__getitem__)
+        if dominating not in DTYPES.values():
+            raise ValueError(
+                f"{self.folder} stores most of its weights as {dtype_name(dominating)}; expected one of "
+                f"{', '.join(DTYPES)}. Use the checkpoint it was made from"
+            )
+        return dominating
+
+    def fingerprint(self) -> str:
+        """A hash of the content, 16 hexadecimal digits, the same however the tensors are spread over files.
+
+        It covers the configuration, the name, shape and dtype of every tensor, and the first and last 4 KiB of each
+        one's bytes (the whole of small ones, such as norms): cheap on any size. A change in the middle of a large
+        matrix alone goes unseen.
+        """
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name in sorted(self._home):
+            entry = self._entry(name)
+            digest.update(json.dumps([name, entry.shape, dtype_name(entry.dtype)]).encode())
+            digest.update(self._home[name].sample(name))
+        return digest.hexdigest()[:16]
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._home:
+            near = difflib.get_close_matches(name, self._home, n=3)
+            raise LookupError(f"{self.folder} holds no tensor named {name!r}; nearest: {', '.join(near) or 'none'}")
+        return self._home[name].entries[name]
+
+    def _open(self) -> dict[str, Shard]:
+        """The file of every tensor."""
+        index, single = self.folder / _INDEX, self.folder / _SINGLE
+        if index.is_file():
+            return self._open_shards(index)
+        if single.is_file():
+            shard = Shard(single)
+            if not shard.entries:
+                raise ValueError(f"{single} holds no tensor; download it again")
+            return dict.fromkeys(shard.entries, shard)
+        files = sorted(path.name for path in self.folder.iterdir())
+        pickles = [name for name in files if name.endswith(_PICKLES)]
+        if pickles:
+            raise ValueError(
+                f"{self.folder} holds its weights only as {pickles[0]}, a pickle, which can run any code when it is "
+                "read; Stretto reads safetensors. Convert it where you trust it, with transformers: "
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+            )
+        raise FileNotFoundError(
+            f"{self.folder} holds neither {_SINGLE} nor {_INDEX}, only: {', '.join(files) or 'nothing'}"
+        )
+
+    def _open_shards(self, index: Path) -> dict[str, Shard]:
+        placed = _json_object(index).get("weight_map")
+        if not isinstance(placed, dict) or not placed:
+            raise ValueError(f"{index} has no weight_map, which says where each tensor lies; download it again")
+        shards: dict[str, Shard] = {}
+        for file in sorted(set(map(str, placed.values()))):
+            # As Windows reads paths, both slashes and drive letters lead away from the folder.
+            if PureWindowsPath(file).name != file or not file.endswith(".safetensors"):
+                raise ValueError(f"{index} names the file {file!r}; expected a *.safetensors file beside it")
+            if not (self.folder / file).is_file():
+                raise FileNotFoundError(f"{self.folder / file} is missing, though {_INDEX} names it; download it again")
+            shards[file] = Shard(self.folder / file)
+        for name, file in placed.items():
+            if name not in shards[file].entries:
+                raise ValueError(f"{self.folder / file} lacks the tensor {name!r}, which {_INDEX} places there")
+        return {name: shards[file] for name, file in placed.items()}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected a folder with a checkpoint in Hugging Face's layout")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value

@@ -1,0 +1,147 @@
+"""The loop on a toy model: scheduling, sharing, preemption, speculation, isolation of failures."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from helpers import assert_whole, plain_text, request, run
+from toy import ToyModel
+
+from stretto.core.tree import DraftTree
+from stretto.decoding.plain import Plain
+from stretto.decoding.speculative.drafter import Draft
+from stretto.decoding.speculative.method import Speculative
+from stretto.engine.step import Engine
+
+
+class GarbageDrafter:
+    """Random trees, true tokens among them where it knows the text."""
+
+    name = "garbage"
+
+    def __init__(self, truth: dict[tuple[int, ...], list[int]] | None = None, seed: int = 0) -> None:
+        self.random, self.truth = random.Random(seed), truth or {}
+        self.observed = 0
+
+    def bind(self, services): ...
+    def begin(self, request): ...
+    def rewind(self, request): ...
+    def end(self, request): ...
+
+    def observe(self, observations):
+        self.observed += len(observations)
+
+    def draft(self, requests, rows):
+        return [Draft(self.tree(r, n)) for r, n in zip(requests, rows, strict=True)]
+
+    def tree(self, request, rows):
+        truth = self.truth.get(tuple(request.prompt), [])[len(request.tokens) - len(request.prompt) :]
+        tokens, parents, on_path = [], [], {-1: 0}
+        for node in range(self.random.randint(0, rows)):
+            parent = self.random.randint(-1, node - 1)
+            depth = on_path.get(parent)
+            if depth is not None and depth < len(truth) and self.random.random() < 0.7:
+                tokens.append(truth[depth])
+                on_path.setdefault(node, depth + 1)
+            else:
+                tokens.append(self.random.randrange(64))
+            parents.append(parent)
+        return DraftTree(tokens, parents, [0.5] * len(tokens), [frozenset({"garbage"})] * len(tokens))
+
+
+def engine_of(model, *, cache_tokens=512, max_rows=64, methods=()):
+    return Engine({"target": model}, [Plain(), *methods], cache_tokens=cache_tokens, max_rows=max_rows)
+
+
+def prompts(count, seed=0, longest=40):
+    source = random.Random(seed)
+    return [[source.randrange(1, 64) for _ in range(source.randint(1, longest))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 64])
+@pytest.mark.parametrize("cache_tokens", [112, 1024])
+def test_company_slices_and_preemption_do_not_change_the_text(max_rows, cache_tokens):
+    model = ToyModel()
+    asked = prompts(12)
+    expected = [plain_text(model, p, temperature=0.8, seed=i) for i, p in enumerate(asked)]
+    engine = engine_of(model, cache_tokens=cache_tokens, max_rows=max_rows)
+    requests = [request(engine, p, temperature=0.8, seed=i) for i, p in enumerate(asked)]
+    assert run(engine, *requests) == expected
+    assert (sum(r.stats.preemptions for r in requests) > 0) == (cache_tokens == 112)
+    assert_whole(engine)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_drafted_trees_do_not_change_the_text(known):
+    model = ToyModel()
+    asked = prompts(8)
+    expected = [plain_text(model, p, temperature=0.7, seed=i) for i, p in enumerate(asked)]
+    truth = {tuple(p): text for p, text in zip(asked, expected, strict=True)} if known else {}
+    drafter = GarbageDrafter(truth)
+    engine = engine_of(model, methods=[Speculative("garbage", [drafter], rows=9)], cache_tokens=320)
+    requests = [
+        request(engine, p, "garbage" if i % 3 else "plain", temperature=0.7, seed=i) for i, p in enumerate(asked)
+    ]
+    assert run(engine, *requests) == expected
+    accepted = sum(r.stats.accepted for r in requests)
+    assert drafter.observed and (accepted > 40) == known
+    assert_whole(engine)
+
+
+def test_a_hit_of_k_tokens_computes_k_fewer_rows():
+    model = ToyModel()
+    engine = engine_of(model)
+    prompt = prompts(1, longest=1)[0] * 40
+    run(engine, request(engine, prompt))
+    before = engine.rows
+    again = request(engine, prompt)
+    run(engine, again)
+    assert again.stats.cached == 32
+    assert engine.rows - before == len(prompt) - 32 + 31
+    stranger = request(engine, prompt, tenant="other")
+    run(engine, stranger)
+    assert stranger.stats.cached == 0
+
+
+def test_many_requests_in_a_cache_that_holds_few():
+    model = ToyModel()
+    asked = prompts(256, longest=20)
+    engine = engine_of(model, cache_tokens=20 * 32, max_rows=48)
+    texts = run(engine, *[request(engine, p, max_tokens=12) for p in asked])
+    for i in range(0, 256, 17):
+        assert texts[i] == plain_text(model, asked[i], max_tokens=12)
+    assert_whole(engine)
+
+
+def test_one_bad_request_harms_no_other():
+    model = ToyModel()
+    asked = [[5] * 20, [9, 9, 9], [7] * 10, [3] * 30]
+    expected = [plain_text(model, p, max_tokens=6) for p in asked]
+    model.broken_at, model.nan_at = 60, 61
+    engine = engine_of(model)
+    good = [request(engine, p, max_tokens=6) for p in asked]
+    broken, nan = request(engine, [60, 1]), request(engine, [1, 61])
+    for each in (*good[:2], broken, nan, *good[2:]):
+        engine.submit(each)
+    while engine.busy:
+        engine.step()
+    assert [r.tokens[len(r.prompt) :] for r in good] == expected
+    assert "the toy broke" in broken.error and "NaN" in nan.error
+    assert_whole(engine)
+
+
+def test_high_priority_is_served_first_and_preempts():
+    model = ToyModel()
+    engine = engine_of(model, cache_tokens=96)
+    low = [request(engine, [i + 1] * 30, max_tokens=20) for i in range(3)]
+    high = request(engine, [50] * 30, max_tokens=10, priority=1)
+    for each in low:
+        engine.submit(each)
+    engine.step()
+    engine.submit(high)
+    ended = []
+    while engine.busy:
+        ended += [d.request for d in engine.step() if d.finish]
+    assert ended[0] == high.id
+    assert_whole(engine)
