@@ -19,7 +19,12 @@ def request(engine: Engine, prompt: list[int], method: str = "plain", model: str
     target = engine.models[model]
     limit = min(params.max_tokens, target.context - len(prompt))
     state = SamplerState.begin(
-        params, prompt, sample=0, seed=params.seed or 0, vocab_size=target.vocab_size, eos_ids=frozenset({0}),
+        params,
+        prompt,
+        sample=0,
+        seed=params.seed or 0,
+        vocab_size=target.vocab_size,
+        eos_ids=frozenset({0}),
         limit=limit,
     )
     return Request(next(NUMBERS), prompt, params, state, params.seed or 0, method=method, model=model)

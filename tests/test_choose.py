@@ -159,7 +159,7 @@ def rare_tokens(noise: object) -> tuple[float, float]:
     """The p-values of two counts at a vocabulary of 128,000: how often one of 127,900 tokens of chance 1e-7 each is
     chosen, and how often any token's noise is larger than -log(2^-24), the largest that 23 bits can give.
     """
-    vocab, common, chance, count, batch, tail = 128_000, 100, 1e-7, 2000, 16, 16.65
+    vocab, common, chance, count, batch, tail = 128_000, 100, 1e-7, 2000, 2, 16.65
     logits = torch.full((vocab,), math.log(chance))
     logits[:common] = math.log((1 - (vocab - common) * chance) / common)
     chosen = large = 0

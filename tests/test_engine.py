@@ -5,49 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+from drafters import GarbageDrafter
 from helpers import assert_whole, plain_text, request, run
 from toy import ToyModel
 
-from stretto.core.tree import DraftTree
 from stretto.decoding.plain import Plain
-from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.method import Speculative
 from stretto.engine.step import Engine
-
-
-class GarbageDrafter:
-    """Random trees, true tokens among them where it knows the text."""
-
-    name = "garbage"
-
-    def __init__(self, truth: dict[tuple[int, ...], list[int]] | None = None, seed: int = 0) -> None:
-        self.random, self.truth = random.Random(seed), truth or {}
-        self.observed = 0
-
-    def bind(self, services): ...
-    def begin(self, request): ...
-    def rewind(self, request): ...
-    def end(self, request): ...
-
-    def observe(self, observations):
-        self.observed += len(observations)
-
-    def draft(self, requests, rows):
-        return [Draft(self.tree(r, n)) for r, n in zip(requests, rows, strict=True)]
-
-    def tree(self, request, rows):
-        truth = self.truth.get(tuple(request.prompt), [])[len(request.tokens) - len(request.prompt) :]
-        tokens, parents, on_path = [], [], {-1: 0}
-        for node in range(self.random.randint(0, rows)):
-            parent = self.random.randint(-1, node - 1)
-            depth = on_path.get(parent)
-            if depth is not None and depth < len(truth) and self.random.random() < 0.7:
-                tokens.append(truth[depth])
-                on_path.setdefault(node, depth + 1)
-            else:
-                tokens.append(self.random.randrange(64))
-            parents.append(parent)
-        return DraftTree(tokens, parents, [0.5] * len(tokens), [frozenset({"garbage"})] * len(tokens))
 
 
 def engine_of(model, *, cache_tokens=512, max_rows=64, methods=()):
@@ -78,7 +42,7 @@ def test_drafted_trees_do_not_change_the_text(known):
     asked = prompts(8)
     expected = [plain_text(model, p, temperature=0.7, seed=i) for i, p in enumerate(asked)]
     truth = {tuple(p): text for p, text in zip(asked, expected, strict=True)} if known else {}
-    drafter = GarbageDrafter(truth)
+    drafter = GarbageDrafter(64, truth)
     engine = engine_of(model, methods=[Speculative("garbage", [drafter], rows=9)], cache_tokens=320)
     requests = [
         request(engine, p, "garbage" if i % 3 else "plain", temperature=0.7, seed=i) for i, p in enumerate(asked)

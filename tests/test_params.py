@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,27 +11,68 @@ from stretto.core.masks import build_mask
 from stretto.core.params import SamplingParams
 from stretto.core.sampler import SamplerState
 
-BAD = [
-    ("temperature", -0.1), ("temperature", math.nan), ("temperature", 1e-9), ("temperature", "hot"),
-    ("temperature", True), ("top_k", -1), ("top_k", 2.0), ("top_k", True), ("top_p", 0.0), ("top_p", 1.1),
-    ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf),
-    ("frequency_penalty", math.nan), ("presence_penalty", None), ("logit_bias", {50: 1.0}), ("logit_bias", {1: math.inf}),
-    ("logit_bias", [1]), ("logit_bias", {"1": 1.0}), ("banned", ((),)), ("banned", ((50,),)), ("banned", (3,)),
-    ("min_tokens", -1), ("min_tokens", 300), ("ignore_eos", 1), ("mask", ("choice",)), ("mask", "choice"), ("stop", ("",)),
-    ("stop", (1,)), ("stop_token_ids", (-1,)), ("stop_token_ids", (True,)), ("stop_token_ids", 3), ("include_stop", None),
-    ("max_tokens", 0), ("logprobs", -1), ("logprobs", 51), ("prompt_logprobs", 51), ("n", 0), ("n", None), ("seed", -1),
-    ("seed", 2**64), ("seed", 1.5), ("priority", 0.5), ("ttft_ms", 0), ("tpot_ms", math.nan), ("tenant", None),
-]  # fmt: skip
+BAD: dict[str, list[Any]] = {
+    "temperature": [-0.1, math.nan, 1e-9, "hot", True],
+    "top_k": [-1, 2.0, True],
+    "top_p": [0.0, 1.1, math.nan],
+    "min_p": [-0.1, 1.5],
+    "repetition_penalty": [0.0, math.inf],
+    "frequency_penalty": [math.nan],
+    "presence_penalty": [None],
+    "logit_bias": [{50: 1.0}, {1: math.inf}, {"1": 1.0}, [1]],
+    "banned": [((),), ((50,),), (3,)],
+    "min_tokens": [-1, 300],
+    "ignore_eos": [1],
+    "mask": [("choice",), "choice"],
+    "stop": [("",), (1,)],
+    "stop_token_ids": [(-1,), (True,), 3],
+    "include_stop": [None],
+    "max_tokens": [0],
+    "logprobs": [-1, 51],
+    "prompt_logprobs": [51],
+    "n": [0, None],
+    "seed": [-1, 2**64, 1.5],
+    "priority": [0.5],
+    "ttft_ms": [0],
+    "tpot_ms": [math.nan],
+    "tenant": [None],
+}
 
 FULL = SamplingParams(
-    temperature=0.5, top_k=5, top_p=0.5, min_p=0.5, repetition_penalty=1.5, frequency_penalty=0.5, presence_penalty=0.5,
-    logit_bias={3: 1.5}, banned=((1, 2), (3,)), min_tokens=2, ignore_eos=True, mask=("choice", {"choices": [[1], [2, 3]]}),
-    stop=("a", "b"), stop_token_ids=(4,), include_stop=True, max_tokens=5, logprobs=2, prompt_logprobs=0, n=3,
-    seed=2**64 - 1, priority=-2, ttft_ms=5.0, tpot_ms=1, tenant="x",
-)  # fmt: skip
+    temperature=0.5,
+    top_k=5,
+    top_p=0.5,
+    min_p=0.5,
+    repetition_penalty=1.5,
+    frequency_penalty=0.5,
+    presence_penalty=0.5,
+    logit_bias={3: 1.5},
+    banned=((1, 2), (3,)),
+    min_tokens=2,
+    ignore_eos=True,
+    mask=("choice", {"choices": [[1], [2, 3]]}),
+    stop=("a", "b"),
+    stop_token_ids=(4,),
+    include_stop=True,
+    max_tokens=5,
+    logprobs=2,
+    prompt_logprobs=0,
+    n=3,
+    seed=2**64 - 1,
+    priority=-2,
+    ttft_ms=5.0,
+    tpot_ms=1,
+    tenant="x",
+)
 
 
-@pytest.mark.parametrize("name,value", BAD)
+def test_every_parameter_has_bad_values_to_refuse_and_a_value_to_carry() -> None:
+    names = {each.name for each in fields(SamplingParams)}
+    assert set(BAD) == names
+    assert all(getattr(FULL, name) != getattr(SamplingParams(), name) for name in names)
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_value_is_refused_with_name_value_and_remedy(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=r"(?s)^" + name + r"=.*: expected .*; .+") as refused:
         SamplingParams(**{name: value}).validate(50)

@@ -12,6 +12,7 @@ import checkpoints
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from stretto import LLM, SamplingParams
 
@@ -66,7 +67,10 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
 # Settings that the cases leave at their usual values.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"hidden_act": "gelu", "tie_word_embeddings": False, "mlp_bias": False, "num_key_value_heads": 2}),
-    ("llama-yarn", {"rope_parameters": {**checkpoints.CASES["llama-yarn"]["rope_parameters"], "attention_factor": 0.7}}),
+    (
+        "llama-yarn",
+        {"rope_parameters": {**checkpoints.CASES["llama-yarn"]["rope_parameters"], "attention_factor": 0.7}},
+    ),
     ("qwen3", {"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": False}),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True}),
     ("mixtral", {"sliding_window": None, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
@@ -116,14 +120,14 @@ def distance(logits: Tensor, expected: Tensor) -> float:
 
 
 def stepped(value: Any) -> Any:
-    """Return another value of the same type, near for numbers."""
-    if isinstance(value, bool) or value is None:
+    """Return another value of the same type, near for numbers; a number for null."""
+    if isinstance(value, bool):
         return not value
-    if isinstance(value, int):
-        return value + 1
+    if value is None or isinstance(value, int):
+        return (value or 0) + 1
     if isinstance(value, float):
         return 1.5 * value if value else 0.5
-    return value[::-1] if isinstance(value, list) else f"not-{value}"
+    return value[1:] + value[:1] if isinstance(value, list) else f"not-{value}"
 
 
 def alterations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,9 +177,9 @@ def test_every_altered_key_is_noticed(case: str, oracle: Callable[[str], Oracle]
             logits = load(checkpoints.alter(told.folder, tmp_path / str(number), change)).logits(told.ids)
         except ValueError:
             continue
-        if distance(logits, told.logits) < 10 * TOLERANCE:
+        if distance(logits, told.logits) < TOLERANCE:
             unnoticed.append(change)
-    assert len(changes) > 15 and unnoticed == []
+    assert len(changes) > 12 and unnoticed == []
 
 
 @pytest.mark.parametrize("case", checkpoints.CASES)
@@ -198,9 +202,10 @@ def test_other_settings_are_honoured(case: str, overrides: dict[str, Any], tmp_p
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_shards_widen_exactly(case: str, dtype: torch.dtype, tmp_path: Path):
     """The stored numbers are representable in fp32, so that computing in fp32 must give transformers' fp32 logits."""
-    model = checkpoints.make(tmp_path, case, dtype=dtype, shard="30KB")
+    checkpoints.make(tmp_path, case, dtype=dtype, shard="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ids = checkpoints.token_ids(PROMPT)
     with torch.inference_mode():
-        expected = model.float()(torch.tensor([ids])).logits[0]
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        expected = model(torch.tensor([ids])).logits[0]
     assert distance(load(tmp_path).logits(ids), expected) < TOLERANCE

@@ -37,7 +37,9 @@ def free_memory() -> int:
         if sys.platform == "win32":
             return _windows()
         if sys.platform == "darwin":
-            return _macos(subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=10).stdout)
+            return macos_memory(
+                subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=10).stdout
+            )
         return linux_memory(Path("/"))
     except (OSError, ValueError, subprocess.SubprocessError):
         return _installed() // 2
@@ -89,7 +91,7 @@ def _entry(path: Path, name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _macos(report: str) -> int:
+def macos_memory(report: str) -> int:
     """Return the bytes that a report of ``vm_stat`` calls free or reclaimable."""
     size = re.search(r"page size of (\d+) bytes", report)
     pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", report, re.MULTILINE)

@@ -55,7 +55,9 @@ class View:
         """Return by lane the blocks that ``reserve`` with the same arguments would take; lanes with none are absent."""
         needs = {}
         for lane, table in self._lanes(lanes):
-            need = max(0, blocks_for(upto) - len(table.blocks)) + len(_shared(lane, table, start))
+            need, lacking = len(_shared(lane, table, start)), upto - len(table.blocks) * BLOCK
+            if lacking > 0:
+                need += blocks_for(lacking)
             if need:
                 needs[lane.name] = need
         return needs
@@ -64,8 +66,8 @@ class View:
         """Make the positions from ``start`` (None: each lane's watermark) to ``upto`` writable.
 
         Takes blocks for all positions below ``upto``, evicting prefixes if the pool is empty, and copies those
-        from ``start`` on that somebody else holds too (copy-on-write). False if there are not enough blocks; then,
-        as when copying raises, nothing has changed.
+        from ``start`` on that somebody else holds too (copy-on-write). False if there are not enough blocks; then
+        nothing has changed. If copying raises, the view has not changed.
         """
         cache = self._cache
         needs = self.missing(upto, lanes, start)
@@ -95,12 +97,12 @@ class View:
 
     def advance(self, upto: int, lanes: Collection[str] | None = None) -> None:
         """Raise the watermarks to ``upto``; ``ValueError`` where its positions were not reserved."""
-        chosen = [self.tables[name] for name in (self.tables if lanes is None else lanes)]
+        chosen = list(self.tables.values()) if lanes is None else [self.tables[name] for name in lanes]
         for table in chosen:
             if upto > table.reserved:
                 raise ValueError(
-                    f"request {self.request}: watermark {upto} in a lane where {table.reserved} positions are reserved; "
-                    f"reserve them first"
+                    f"request {self.request}: watermark {upto} in a lane where {table.reserved} positions are "
+                    f"reserved; reserve them first"
                 )
         for table in chosen:
             table.filled = max(table.filled, upto)
@@ -115,15 +117,14 @@ class View:
             for name, table in self.tables.items()
             if isinstance(table, StateTable) and table.filled > to and (lanes is None or name in lanes)
         ]
-        if states and to:
-            name, table = states[0]
+        for name, state in states if to else ():
             raise ValueError(
-                f"request {self.request}: lane {name} cannot go back from position {table.filled} to {to}, because "
+                f"request {self.request}: lane {name} cannot go back from position {state.filled} to {to}, because "
                 f"it holds one state; truncate to 0 and compute again"
             )
-        for name, table in states:
-            self._cache.lanes[name].clear(table.blocks[0])
-            table.filled = 0
+        for name, state in states:
+            self._cache.lanes[name].clear(state.blocks[0])
+            state.filled = 0
         for lane, table in self._lanes(lanes):
             table.filled = min(table.filled, to)
             self._cache.give(lane.name, table.cut(blocks_for(to)))

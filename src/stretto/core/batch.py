@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,7 +31,7 @@ class Part:
     chunk: Chunk
     start: int
     """Number in the batch of the chunk's first row."""
-    tables: dict[str, LaneTable]
+    tables: Mapping[str, LaneTable]
     """The request's table in each lane of the model."""
 
 

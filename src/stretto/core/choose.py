@@ -9,6 +9,7 @@ alone, elementwise or in a fixed order, so that its bits do not depend on its co
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,19 +37,32 @@ def choose(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseK
 
     `keys` defaults to each state's own key.
     """
-    largest, tokens = logits.max(dim=-1)
-    chosen: list[int] = tokens.tolist()
+    tokens, values = largest(logits)
     rows = [row for row, state in enumerate(states) if not state.plain_greedy]
+    chosen = [token if math.isfinite(value) else _code(value) for token, value in zip(tokens, values, strict=True)]
     if rows:
         rest = logits if len(rows) == len(states) else logits[rows]
         scores = perturbed(rest, [states[row] for row in rows], keys and [keys[row] for row in rows])
-        best, tokens = scores.max(dim=-1)
-        for row, value, token in zip(rows, best.tolist(), tokens.tolist(), strict=True):
-            chosen[row] = NOTHING_ALLOWED if value == -math.inf else NAN_LOGITS if math.isnan(value) else token
-    for row, value in enumerate(largest.tolist()):
-        if not math.isfinite(value):
-            chosen[row] = NOTHING_ALLOWED if value == -math.inf else NAN_LOGITS
+        for row, token, value in zip(rows, *largest(scores), strict=True):
+            # A row whose logits are bad stays bad, whatever the filters made of them.
+            if chosen[row] >= 0:
+                chosen[row] = token if math.isfinite(value) else _code(value)
     return chosen
+
+
+def largest(scores: Tensor) -> tuple[list[int], list[float]]:
+    """Return each row's best token (ties: the lower id; NaN counts as largest) and its value, scores [R, V]."""
+    if scores.is_cuda:
+        best, tokens = scores.max(dim=-1)
+        return tokens.tolist(), best.tolist()
+    # NumPy's argmax is vectorised, PyTorch's is not: 10 against 120 microseconds for 32 rows of 4,096.
+    array = scores.numpy()
+    places = array.argmax(-1)
+    return places.tolist(), array[np.arange(len(array)), places].tolist()
+
+
+def _code(value: float) -> int:
+    return NOTHING_ALLOWED if value == -math.inf else NAN_LOGITS
 
 
 def perturbed(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None = None) -> Tensor:
@@ -98,7 +112,8 @@ def sample(probabilities: Tensor, bits: int) -> int:
 def top(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None, w: int) -> list[list[int]]:
     """Return per row the `w` tokens that lead in `choose`'s order, its own choice first; fewer where fewer may."""
     scores = perturbed(logits, states, keys)
-    return [[token for token in _ranked(row, w).tolist() if row[token] > -math.inf] for row in scores]
+    ranked = ((row, _ranked(row, w)) for row in scores)
+    return [ids[row[ids] > -math.inf].tolist() for row, ids in ranked]
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:
@@ -132,7 +147,7 @@ def _constrain(scores: Tensor, state: SamplerState) -> None:
     if state.committed.penalized:
         counts = state.counts()
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(state.committed.prompt_ids.union(counts)), device=device)
+            seen = torch.tensor(list(state.committed.prompt_ids.union(counts)), device=device)
             values = scores[seen]
             penalty = params.repetition_penalty
             scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
@@ -151,7 +166,7 @@ def _constrain(scores: Tensor, state: SamplerState) -> None:
 
 def _filtered(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
     """Return `scores` [R, V] shifted to a maximum of 0, divided by temperature, with filtered tokens at -inf."""
-    temperatures = torch.tensor([[state.params.temperature] for state in states], device=scores.device)
+    temperatures = torch.tensor([[state.params.temperature] for state in states], dtype=scores.dtype).to(scores.device)
     scores = scores - scores.amax(dim=-1, keepdim=True).clamp(min=_LOWEST)  # shifted first: division cannot overflow
     scores /= temperatures
     for row, state in enumerate(states):

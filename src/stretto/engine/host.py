@@ -78,9 +78,7 @@ class Host:
 
     def _tell(self, delta: Delta) -> None:
         name, request = self._origin[delta.request]
-        event: Message = {
-            "id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)
-        }
+        event: Message = {"id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)}
         if delta.finish is not None:
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
             event["completion"] = complete(request, self.llm.fingerprint, fidelity).to_dict()

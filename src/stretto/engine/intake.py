@@ -65,16 +65,29 @@ class Intake:
         requests: list[Request] = []
         for sample in range(params.n):
             state = SamplerState.begin(
-                params, ids, sample=sample, seed=seed, vocab_size=self.model.vocab_size, eos_ids=self.eos_ids,
+                params,
+                ids,
+                sample=sample,
+                seed=seed,
+                vocab_size=self.model.vocab_size,
+                eos_ids=self.eos_ids,
                 limit=limit,
             )
             request = Request(
-                next(self.numbers), ids, params, state, seed, sample, method.name,
+                next(self.numbers),
+                ids,
+                params,
+                state,
+                seed,
+                sample,
+                method.name,
                 leader=requests[0] if requests else None,
                 reuse=reuse and params.prompt_logprobs is None,
             )
             if self.tokenizer is not None and generate:
-                request.text = TextStream(self.tokenizer, params.stop, params.include_stop)
+                request.text = TextStream(
+                    self.tokenizer, params.stop, params.include_stop, min_tokens=params.min_tokens
+                )
             requests.append(request)
         return requests
 

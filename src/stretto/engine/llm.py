@@ -91,9 +91,7 @@ class LLM:
             self.engine.add_method(build_method(name))
         return self.engine.methods[name]
 
-    def submit(
-        self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None
-    ) -> list[Request]:
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None) -> list[Request]:
         """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``."""
         requests = self.intake.requests(prompt, params or SamplingParams(), self.method(method))
         for request in requests:

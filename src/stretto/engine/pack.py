@@ -59,4 +59,3 @@ def _scratch_rows(chunk: Chunk, cache: ModelCache) -> list[int | None]:
     kept = [chunk.kept(row) for row in range(len(chunk))]
     fresh = iter(cache.take_scratch(kept.count(False)))
     return [None if keep else next(fresh) for keep in kept]
-

@@ -176,7 +176,8 @@ class Scheduler:
         cache = self.caches[request.model]
         leader = request.leader
         if leader is not None and leader.phase is Phase.RUNNING and len(request.tokens) == len(request.prompt):
-            view = leader.views[leader.model].fork(request.id)
+            computed: View = leader.views[leader.model]
+            view = computed.fork(request.id)
             view.truncate(len(request.prompt) - 1)
         else:
             view = cache.open(request.id, request.tokens, self.lineage(request), reuse=request.reuse)
@@ -189,9 +190,7 @@ class Scheduler:
 
     def _outranked(self, request: Request) -> bool:
         """Preempt the newest of a lower priority for a waiting request; False if there is none."""
-        lower = [
-            r for r in self.running if r.model == request.model and r.params.priority < request.params.priority
-        ]
+        lower = [r for r in self.running if r.model == request.model and r.params.priority < request.params.priority]
         if lower:
             self.preempt(max(lower, key=seniority))
         return bool(lower)

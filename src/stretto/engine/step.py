@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,30 +168,23 @@ class Engine:
         requests: list[Request] = []
         chunks: list[Chunk] = []
         for (name, _), group in groups.items():
-            method = self.methods[name]
-            filled = self._each(
-                [g.request for g in group],
-                [g.rows for g in group],
-                lambda mine, rows, method=method: list(zip(mine, method.propose(mine, rows), strict=True)),
-            )
-            requests += [request for request, _ in filled]
-            chunks += [chunk for _, chunk in filled]
-        outputs = self._each(
-            requests, chunks, lambda mine, parts: list(zip(mine, self.forward(mine, parts), strict=True))
-        )
-        done: list[Committed] = []
+            propose = partial(_propose, self.methods[name])
+            for request, chunk in self._each([g.request for g in group], [g.rows for g in group], propose):
+                requests.append(request)
+                chunks.append(chunk)
+        outputs = self._each(requests, chunks, self._pass)
         # Outputs of one call to commit share their logits: chunks that had to be run alone are committed alone.
         by_method: dict[tuple[str, int], list[tuple[Request, Output]]] = {}
         for request, output in outputs:
             by_method.setdefault((request.method, id(output.logits)), []).append((request, output))
+        done: list[Committed] = []
         for (name, _), pairs in by_method.items():
-            method = self.methods[name]
-            done += self._each(
-                [request for request, _ in pairs],
-                [output for _, output in pairs],
-                lambda mine, outs, method=method: method.commit(mine, [o.chunk for o in outs], outs),
-            )
+            commit = partial(_commit, self.methods[name])
+            done += self._each([request for request, _ in pairs], [output for _, output in pairs], commit)
         return done
+
+    def _pass(self, requests: list[Request], chunks: list[Chunk]) -> list[tuple[Request, Output]]:
+        return list(zip(requests, self.forward(requests, chunks), strict=True))
 
     def _each(
         self, requests: list[Request], values: list[Any], call: Callable[[list[Request], list[Any]], list[Any]]
@@ -258,6 +252,8 @@ class Engine:
             return Delta(request.id, tuple(tokens), text)
         if request.text is not None:
             text += request.text.flush()
+            if request.text.stopped:
+                finish = "stop"
         self._end(request, finish)
         self._ended.pop()
         return Delta(request.id, tuple(tokens), text, finish)
@@ -279,3 +275,11 @@ class Engine:
         request.memory.clear()
         self.requests.pop(request.id, None)
         self._ended.append(Delta(request.id, finish=finish, error=error))
+
+
+def _propose(method: DecodingMethod, requests: list[Request], rows: list[int]) -> list[tuple[Request, Chunk]]:
+    return list(zip(requests, method.propose(requests, rows), strict=True))
+
+
+def _commit(method: DecodingMethod, requests: list[Request], outputs: list[Output]) -> list[Committed]:
+    return method.commit(requests, [output.chunk for output in outputs], outputs)

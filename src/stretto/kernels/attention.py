@@ -25,6 +25,9 @@ LOW = -1e30
 """Maximum of a tile of which a row sees nothing: finite, so that no difference of two of them is NaN."""
 
 
+Cells = tuple[Tensor, Tensor, Tensor]
+
+
 @dataclass(slots=True)
 class Run:
     """Tiles of queries that are computed in one go. An item is a pair of query tile and key tile."""
@@ -38,8 +41,10 @@ class Run:
     """First query tile of the run."""
     levels: list[int]
     """How many query tiles have a first, second, ... key tile; descending."""
-    unseen: Tensor
-    """bool [items, 1, 16, 128]: True where a line does not see a lane."""
+    masked: slice
+    """The items of which some line does not see every lane; the others need no mask."""
+    mask: Tensor
+    """fp32 [masked items, 1, 16, 128], added to the scores: -inf where a line does not see a lane, else 0."""
 
 
 @dataclass(slots=True)
@@ -49,23 +54,19 @@ class Block:
     places: Tensor
     """int64 [tiles * kv_heads * 128]: slot * kv_heads + head of each lane; empty lanes name a slot of zeros."""
     runs: list[Run]
+    entries: Tensor | None = None
+    """int64 [tiles, 128]: number of each lane's entry, empty lanes the number of entries; in traced plans only."""
 
 
 @dataclass(slots=True)
 class Asked:
-    """What one chunk's policy adds to the scores and learns from them; chunks without one have none."""
+    """What one view's policy adds to the scores and learns from them; views without one have none."""
 
     bias: Tensor | None
     """float32 [rows, 1 or kv_heads, entries], added to the scores; -inf hides."""
     mass: Tensor | None
-    """float32 [rows, kv_heads, entries + 1]: receives the normalised attention mass, summed over a group's heads; the
-    last column takes what no entry has."""
-    rows: Tensor
-    """int64 [query tiles, 16]: number of the line's row in ``bias`` and ``mass``."""
-    entries: Tensor
-    """int64 [tiles of the block, 128]: number of the lane's entry in ``bias``, or that of the last column."""
-    real: Tensor
-    """float32 [query tiles, 16]: 0 for the lines that only fill a tile up."""
+    """float32 [rows + 1, kv_heads, entries + 1]: receives the normalised attention mass, summed over a group's heads.
+    The last row and column take what the lines that fill a tile up and the empty lanes have."""
 
 
 @dataclass(slots=True)
@@ -79,6 +80,9 @@ class Plan:
     blocks: list[Block]
     tiles: int
     """Number of query tiles."""
+    rows: Tensor | None = None
+    """int64 [query tiles, 16]: row of each line, the number of rows for lines that fill a tile up; in traced plans
+    only."""
 
 
 def attention(
@@ -94,7 +98,7 @@ def attention(
     """Return attention's result [rows of the plan, heads * head_size] in the dtype of ``query``.
 
     ``query`` is [rows, heads, head_size]; ``keys`` and ``values`` are the lane's storage [slots, kv_heads, head_size],
-    where the rows' own keys and values lie already. All arithmetic is in fp32. ``asked`` needs a plan of one block.
+    where the rows' own keys and values lie already. All arithmetic is in fp32. ``asked`` needs a traced plan.
     """
     _, heads, size = query.shape
     kv_heads = keys.shape[1]
@@ -106,7 +110,8 @@ def attention(
         key, value = (_gather(storage, block.places, padded) for storage in (keys, values))
         for run in block.runs:
             stop = run.first + run.levels[0]
-            result[run.first : stop] = _run(lines, key[run.tiles], value[run.tiles], run, cap, asked)
+            trace = None if asked is None else (asked, _cells(plan, block, run, kv_heads))
+            result[run.first : stop] = _run(lines, key[run.tiles], value[run.tiles], run, cap, trace)
     out = result.view(-1, padded).index_select(0, plan.outputs)[:, :size]
     return out.reshape(-1, heads * size).to(query.dtype)
 
@@ -122,7 +127,9 @@ def _gather(storage: Tensor, places: Tensor, padded: int) -> Tensor:
     return _widen(rows, padded).view(-1, kv_heads, LANES, padded)
 
 
-def _run(lines: Tensor, key: Tensor, value: Tensor, run: Run, cap: float | None, asked: Asked | None) -> Tensor:
+def _run(
+    lines: Tensor, key: Tensor, value: Tensor, run: Run, cap: float | None, trace: tuple[Asked, Cells] | None
+) -> Tensor:
     """Return the result fp32 [query tiles of the run, kv_heads, 16, size]; ``key`` [items, kv_heads, 128, size]."""
     items, kv_heads, _, size = key.shape
     query = lines.index_select(0, run.queries)
@@ -130,9 +137,10 @@ def _run(lines: Tensor, key: Tensor, value: Tensor, run: Run, cap: float | None,
     scores = torch.bmm(query.view(-1, TILE, size), key.reshape(-1, LANES, size).transpose(1, 2)).view(shape)
     if cap is not None:
         scores = softcap(scores, cap)
-    if asked is not None and asked.bias is not None:
-        scores = scores + _bias(asked.bias, asked, run)
-    scores.masked_fill_(run.unseen, -torch.inf)
+    if trace is not None and trace[0].bias is not None:
+        bias, cells = F.pad(trace[0].bias.float(), (0, 1, 0, 0, 0, 1)), trace[1]
+        scores += bias.expand(-1, kv_heads, -1)[cells]
+    scores[run.masked] += run.mask
     largest = scores.amax(-1, keepdim=True).clamp_(min=LOW)
     weights = torch.exp(scores.sub_(largest))
     out = torch.bmm(weights.view(-1, TILE, LANES), value.reshape(-1, LANES, size)).view(items, kv_heads, TILE, size)
@@ -142,9 +150,8 @@ def _run(lines: Tensor, key: Tensor, value: Tensor, run: Run, cap: float | None,
     factor = torch.exp(largest - peak.index_select(0, local))
     merged = _by_level(partial * factor, run.levels, torch.add)
     total = merged[..., size:]
-    if asked is not None and asked.mass is not None:
-        weights *= factor / total.index_select(0, local) * asked.real.index_select(0, run.queries)[:, None, :, None]
-        asked.mass.index_put_(_cells(asked, run, kv_heads), weights, accumulate=True)
+    if trace is not None and trace[0].mass is not None:
+        trace[0].mass.index_put_(trace[1], weights * (factor / total.index_select(0, local)), accumulate=True)
     return merged[..., :size] / total
 
 
@@ -158,13 +165,10 @@ def _by_level(items: Tensor, levels: list[int], merge: Callable[..., Tensor]) ->
     return merged
 
 
-def _bias(bias: Tensor, asked: Asked, run: Run) -> Tensor:
-    """Return ``bias`` laid out as scores, fp32 [items, 1 or kv_heads, 16, 128]."""
-    return F.pad(bias.float(), (0, 1))[_cells(asked, run, bias.shape[1])]
-
-
-def _cells(asked: Asked, run: Run, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cells(plan: Plan, block: Block, run: Run, kv_heads: int) -> Cells:
     """Return for every score of the run its row, K/V head and entry, ready to broadcast."""
-    rows = asked.rows.index_select(0, run.queries)
+    if plan.rows is None or block.entries is None:
+        raise ValueError("attention: asked was given, but the plan is not traced; lay the view out with traced=True")
+    rows = plan.rows.index_select(0, run.queries)
     heads = torch.arange(kv_heads, device=rows.device)
-    return rows[:, None, :, None], heads[None, :, None, None], asked.entries[run.tiles][:, None, None, :]
+    return rows[:, None, :, None], heads[None, :, None, None], block.entries[run.tiles][:, None, None, :]

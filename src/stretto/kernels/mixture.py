@@ -16,7 +16,7 @@ def choose_experts(logits: Tensor, chosen: int, normalised: bool) -> tuple[Tenso
     """
     wide = logits.float()
     odds = torch.exp(wide - wide.amax(-1, keepdim=True))
-    weights, ids = (odds / odds.sum(-1, keepdim=True)).sort(-1, descending=True, stable=True)
+    weights, ids = (odds / odds.sum(-1, keepdim=True)).sort(stable=True, dim=-1, descending=True)
     weights, ids = weights[:, :chosen], ids[:, :chosen]
     if normalised:
         weights = weights / weights.sum(-1, keepdim=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,51 +45,81 @@ def load_model(
     checkpoint = Checkpoint(folder)
     spec, family = specify(checkpoint.config), family_of(checkpoint.config)
     spec = replace(spec, eos_ids=_end_ids(folder) or spec.eos_ids)
-    activations = _precision("dtype", dtype, checkpoint)
-    matrices = _precision("weights", weights, checkpoint)
+    activations, matrices = _precision("dtype", dtype), _precision("weights", weights)
+    if activations is None or matrices is None:
+        own = _own_precision(checkpoint)
+        activations, matrices = activations or own, matrices or own
     if spec.embedding_scale != 1.0:  # a factor in the precision of the activations is what the model was trained with
         spec = replace(spec, embedding_scale=float(torch.tensor(spec.embedding_scale, dtype=activations)))
+    parameters = Parameters(checkpoint, _plan(checkpoint, family, spec), matrices)
     device = torch.device(device)
-    parameters = {
-        ours: _read(checkpoint, stored, shape, matrices if len(shape) > 1 else activations).to(device)
-        for ours, (stored, shape) in _plan(checkpoint, family, spec).items()
-    }
     fingerprint = _fingerprint(checkpoint.fingerprint(), spec, activations, matrices, device)
     return Transformer(spec, parameters, name=name, dtype=activations, device=device, fingerprint=fingerprint)
 
 
-def _precision(parameter: str, asked: str, checkpoint: Checkpoint) -> torch.dtype:
-    if asked == "fp16":
-        raise ValueError(f"{parameter} is 'fp16', expected auto, fp32 or bf16; auto widens fp16 checkpoints to fp32")
-    if asked != "auto":
-        return parse_dtype(asked, parameter)
-    if checkpoint.dtype is torch.float16:
-        _log.warning("%s is stored in fp16; its %s is widened to fp32", checkpoint.folder, parameter)
-        return torch.float32
-    return checkpoint.dtype
+class Parameters(Mapping[str, Tensor]):
+    """A checkpoint's tensors under the names of ``spec.PARAMETERS``, each read when it is asked for.
+
+    Matrices come in the precision ``matrices``, vectors (norms and biases, a few thousandths of the weights) in fp32.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: Mapping[str, Stored], matrices: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._matrices = matrices
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._plan[name]
+        tensor = self._checkpoint.get(stored.name)
+        if stored.transposed:
+            tensor = tensor.T
+        if stored.parts > 1:
+            tensor = tensor.chunk(stored.parts)[stored.part]
+        return tensor.to(self._matrices if tensor.ndim > 1 else torch.float32).contiguous()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plan)
+
+    def __len__(self) -> int:
+        return len(self._plan)
 
 
-def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> dict[str, tuple[Stored, tuple[int, ...]]]:
-    """Return where each parameter lies and its shape, having checked that the checkpoint holds these and no others."""
+def _precision(parameter: str, asked: str) -> torch.dtype | None:
+    """Return the precision asked for, None for the checkpoint's own."""
+    if asked not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"{parameter} is {asked!r}, expected auto, fp32 or bf16; auto keeps what the checkpoint has")
+    return None if asked == "auto" else parse_dtype(asked, parameter)
+
+
+def _own_precision(checkpoint: Checkpoint) -> torch.dtype:
+    if checkpoint.dtype is not torch.float16:
+        return checkpoint.dtype
+    _log.warning("%s is stored in fp16, which is widened to fp32", checkpoint.folder)
+    return torch.float32
+
+
+def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> dict[str, Stored]:
+    """Return where each parameter lies, having checked that the checkpoint holds these in their shapes and no more."""
     names = checkpoint.names()
     root = family.root if any(name.startswith(family.root) for name in names) else ""
-    plan = {}
-    for ours, shape in parameter_shapes(spec).items():
-        stored = family.stored(ours)
-        plan[ours] = replace(stored, name=stored.name if ours == "head" else root + stored.name), shape
-    needed = {stored.name for stored, _ in plan.values()}
+    shapes = parameter_shapes(spec)
+    plan = {ours: family.stored(ours) for ours in shapes}
+    plan = {ours: one if ours == "head" else replace(one, name=root + one.name) for ours, one in plan.items()}
+    needed = {stored.name for stored in plan.values()}
     if missing := needed - names:
-        hint = "; set tie_word_embeddings to true if the head is the embedding" if missing == {"lm_head.weight"} else ""
+        hint = "; set tie_word_embeddings to true if it is the embedding" if missing == {"lm_head.weight"} else ""
         raise ValueError(f"{checkpoint.folder} lacks {_some(missing)}, which its config.json calls for{hint}")
     left = {name for name in names - needed if not re.search(family.buffers, name)}
     if spec.tied and "lm_head.weight" in left:
-        _check_tied(checkpoint, plan["embed"][0].name)
+        _check_tied(checkpoint, plan["embed"].name)
         left.remove("lm_head.weight")
     if left:
         raise ValueError(
             f"{checkpoint.folder} holds {_some(left)}, which no part of its config.json calls for; its model_type or "
             "one of its flags does not describe these weights"
         )
+    for ours, shape in shapes.items():
+        _check_shape(checkpoint, plan[ours], shape)
     return plan
 
 
@@ -101,7 +131,7 @@ def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
         )
 
 
-def _read(checkpoint: Checkpoint, stored: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _check_shape(checkpoint: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> None:
     whole = (shape[0] * stored.parts, *shape[1:])
     expected = whole[::-1] if stored.transposed else whole
     if checkpoint.shape(stored.name) != expected:
@@ -109,12 +139,6 @@ def _read(checkpoint: Checkpoint, stored: Stored, shape: tuple[int, ...], dtype:
             f"{checkpoint.folder}: tensor {stored.name} has shape {list(checkpoint.shape(stored.name))}, expected "
             f"{list(expected)} from config.json; one of its sizes does not describe these weights"
         )
-    tensor = checkpoint.get(stored.name, dtype)
-    if stored.transposed:
-        tensor = tensor.T
-    if stored.parts > 1:
-        tensor = tensor[stored.part * shape[0] : (stored.part + 1) * shape[0]].clone()
-    return tensor.contiguous()
 
 
 def _end_ids(folder: Path) -> frozenset[int]:

@@ -54,7 +54,7 @@ class _Window:
         if self._tokenizer.is_byte(token):
             return ""
         before, text = self._texts()
-        if text == before or text.endswith("\ufffd"):
+        if text.endswith("\ufffd"):
             return ""
         self._given, self._held = self._held, []
         return text[len(before) :]

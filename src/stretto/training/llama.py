@@ -99,8 +99,7 @@ class Llama(nn.Module):
         head = shape.hidden_size // shape.num_attention_heads
         frequency = shape.rope_theta ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
         angle = torch.outer(torch.arange(shape.max_position_embeddings, dtype=torch.float64), frequency)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.cos, self.sin = angle.cos().float(), angle.sin().float()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 last = name.endswith(("o_proj.weight", "down_proj.weight"))

@@ -176,7 +176,12 @@ def train_tiny(
         if step % 20 == 0 or step + 1 == schedule.steps:
             report(f"step {step} loss {mean:.4f} minutes {(time.monotonic() - started) / 60:.1f}")
         if (step + 1) % save_every == 0 or step + 1 == schedule.steps:
-            state = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "muon": muon.state_dict(),
+                "adam": adam.state_dict(),
+                "step": step + 1,
+            }
             save_atomically(state, path)
         if stop_after is not None and step + 1 >= stop_after:
             return
@@ -186,6 +191,8 @@ def train_tiny(
 def export(model: Llama, out: Path) -> None:
     """Write the model in ``out`` as a Hugging Face checkpoint in bfloat16."""
     ids = Tokenizer.from_file(str(out / "tokenizer.json"))
-    config = model.shape.config(ids.token_to_id(BEGIN), ids.token_to_id(END))
+    begin, end = ids.token_to_id(BEGIN), ids.token_to_id(END)
+    assert begin is not None and end is not None
+    config = model.shape.config(begin, end)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file(model.checkpoint(), out / "model.safetensors", metadata={"format": "pt"})

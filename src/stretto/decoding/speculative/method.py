@@ -82,9 +82,7 @@ class Speculative:
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Ask all drafters; unite what they return, at most ``rows[i]`` nodes and probe rows each."""
         found: list[list[Draft]] = [[] for _ in requests]
-        for request in requests:
-            met = request.memory.setdefault("met", set())
-            self._guard(lambda drafter, request=request, met=met: self._meet(drafter, request, met), None)
+        self._guard(lambda drafter: self._meet(drafter, requests), None)
         if requests:
             results = self._guard(lambda drafter: self._checked(drafter, requests, rows), [None] * len(requests))
             for result in results:
@@ -104,10 +102,12 @@ class Speculative:
             united.append(Draft(tree, probes) if len(tree) or probes else None)
         return united
 
-    def _meet(self, drafter: Drafter, request: Request, met: set[str]) -> None:
-        if drafter.name not in met:
-            drafter.begin(request)
-            met.add(drafter.name)
+    def _meet(self, drafter: Drafter, requests: list[Request]) -> None:
+        for request in requests:
+            met: set[str] = request.memory.setdefault("met", set())
+            if drafter.name not in met:
+                drafter.begin(request)
+                met.add(drafter.name)
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""

@@ -21,7 +21,10 @@ def prune(tree: DraftTree, rows: int) -> DraftTree:
     if len(tree) <= rows:
         return tree
     return DraftTree(
-        tree.tokens[:rows], tree.parents[:rows], tree.survival[:rows], tree.owners[:rows],
+        tree.tokens[:rows],
+        tree.parents[:rows],
+        tree.survival[:rows],
+        tree.owners[:rows],
         None if tree.q is None else {node: q for node, q in tree.q.items() if node < rows},
     )
 
@@ -39,8 +42,10 @@ def descend(tree: DraftTree, tokens: list[int]) -> DraftTree | None:
     kept = [i for i in range(node + 1, len(tree)) if node in tree.path(i)]
     place = {node: -1, **{old: new for new, old in enumerate(kept)}}
     return DraftTree(
-        [tree.tokens[i] for i in kept], [place[tree.parents[i]] for i in kept],
-        [tree.survival[i] for i in kept], [tree.owners[i] for i in kept],
+        [tree.tokens[i] for i in kept],
+        [place[tree.parents[i]] for i in kept],
+        [tree.survival[i] for i in kept],
+        [tree.owners[i] for i in kept],
         None if tree.q is None else {place[i]: q for i, q in tree.q.items() if i in place},
     )
 
@@ -77,6 +82,4 @@ def draft_chunk(request: Request, draft: Draft) -> Chunk:
             for s in probes.segments
         ]
         embeddings = probes.embeddings
-    return Chunk(
-        request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,), embeddings=embeddings
-    )
+    return Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,), embeddings=embeddings)

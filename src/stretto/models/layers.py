@@ -1,0 +1,146 @@
+"""The parts of a decoder layer: weights packed once at load, called with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stretto.kernels import reference as ops
+from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, NormSpec
+
+
+class Weights:
+    """A checkpoint's tensors by name, each read once and put on the model's device."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self._parameters = parameters
+        self.device = device
+        self.dtype = dtype
+        """Precision of the activations."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._parameters[name].to(self.device)
+        except KeyError:
+            raise ValueError(f"the checkpoint has no tensor for {name}, which its configuration asks for") from None
+
+    def packed(
+        self, prefix: str, names: Iterable[str], bias: bool, *, align: int = 1, sharded: bool = False
+    ) -> ops.Packed:
+        """Return the matrices ``prefix + name`` fused into one that reads their common input."""
+        weights = [self[f"{prefix}{name}.weight"] for name in names]
+        biases = [self[f"{prefix}{name}.bias"] for name in names] if bias else []
+        return ops.pack(weights, biases, dtype=self.dtype, align=align, sharded=sharded)
+
+    def norm(self, name: str, spec: NormSpec) -> Norm:
+        """Return the norm whose weights are ``name.weight`` and perhaps ``name.bias``."""
+        weight = self[f"{name}.weight"].float() + spec.offset
+        if spec.kind == "rms":
+            return partial(ops.rms_norm, weight=weight, eps=spec.eps)
+        bias = self[f"{name}.bias"].float() if spec.bias else None
+        return partial(ops.layer_norm, weight=weight, bias=bias, eps=spec.eps)
+
+
+Norm = Callable[[Tensor], Tensor]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Called with query [rows, heads, head_size], key and value [rows, kv_heads, head_size], behind rope; keeps key and
+value and returns what the rows read, [rows, heads * head_size]."""
+
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine, fp32 [rows, 1, pairs]."""
+
+
+class Attention:
+    """Projections, head norms and rope around an attention that knows where keys and values lie."""
+
+    def __init__(self, spec: AttentionSpec, weights: Weights, prefix: str) -> None:
+        self.spec = spec
+        self._input = weights.packed(prefix, ("query", "key", "value"), spec.bias)
+        self._output = weights.packed(prefix, ("output",), spec.output_bias, sharded=True)
+        self._norm: Norm | None = None
+        if spec.head_norm is not None:
+            query, key = (weights[f"{prefix}{name}_norm.weight"].float() for name in ("query", "key"))
+            both = torch.cat((query.expand(spec.heads, -1), key.expand(spec.kv_heads, -1))) + spec.head_norm.offset
+            self._norm = partial(ops.rms_norm, weight=both, eps=spec.head_norm.eps)
+
+    def __call__(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+        """Return the branch's result [rows, width] for the normed rows ``x``."""
+        spec = self.spec
+        turned = spec.heads + spec.kv_heads
+        fused = ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
+        heads = fused.view(len(x), -1, spec.head_size)
+        both, value = heads[:, :turned], heads[:, turned:]
+        if self._norm is not None:
+            both = self._norm(both)
+        if turn is not None:
+            both = ops.rotate(both, *turn)
+        out = attend(both[:, : spec.heads], both[:, spec.heads :], value)
+        return ops.linear(out, self._output)[:, : x.shape[1]]
+
+
+class Mlp:
+    """A feed-forward block."""
+
+    ALIGN = 128
+    """The inner width is padded to what the sharded product behind it reads."""
+
+    def __init__(self, spec: MlpSpec, weights: Weights, prefix: str) -> None:
+        self._spec = spec
+        names = ("gate", "up") if spec.gated else ("up",)
+        self._input = weights.packed(prefix, names, spec.bias, align=self.ALIGN)
+        self._output = weights.packed(prefix, ("down",), spec.bias, sharded=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the block's result [rows, width] for the normed rows ``x``."""
+        inner = ops.linear(x, self._input)
+        gate, up = inner.chunk(2, -1) if self._spec.gated else (inner, None)
+        return ops.linear(ops.activate(gate, up, self._spec.activation), self._output)[:, : x.shape[1]]
+
+
+class Experts:
+    """A mixture of feed-forward blocks."""
+
+    def __init__(self, spec: ExpertsSpec, weights: Weights, prefix: str) -> None:
+        self._spec = spec
+        self._router = weights.packed(prefix, ("router",), False)
+        self._experts: list[Callable[[Tensor], Tensor]] = [
+            Mlp(spec.expert, weights, f"{prefix}experts.{number}.") for number in range(spec.count)
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the weighted sum [rows, width] of the experts that each normed row of ``x`` chose."""
+        logits = ops.linear(x, self._router)[:, : self._spec.count]
+        ids, shares = ops.choose_experts(logits, self._spec.chosen, self._spec.normalised)
+        return ops.mixture(x, ids, shares, self._experts)
+
+
+class Branch(Protocol):
+    """A feed-forward block or a mixture of them."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Layer:
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, spec: LayerSpec, weights: Weights, prefix: str) -> None:
+        self.attention = Attention(spec.attention, weights, prefix)
+        self._mlp: Branch = (
+            Experts(spec.mlp, weights, prefix) if isinstance(spec.mlp, ExpertsSpec) else Mlp(spec.mlp, weights, prefix)
+        )
+        self._norms = [weights.norm(f"{prefix}{name}_norm", spec.norm) for name in ("attention", "mlp")]
+        self._after: list[Norm] | None = None
+        if spec.after is not None:
+            self._after = [weights.norm(f"{prefix}{name}_after", spec.after) for name in ("attention", "mlp")]
+
+    def __call__(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+        """Return the rows [rows, width] behind the layer."""
+        out = self.attention(self._norms[0](x), turn, attend)
+        x = x + (out if self._after is None else self._after[0](out))
+        out = self._mlp(self._norms[1](x))
+        return x + (out if self._after is None else self._after[1](out))

@@ -1,0 +1,72 @@
+"""What tests share: the embedded model in full precision, and the plain texts that everything is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from helpers import plain_text
+
+from stretto.engine.llm import LLM
+from stretto.models.transformer import Transformer
+
+PROMPTS = {
+    "story": "Once upon a time there was a king who",
+    "code": "def find_maximum(numbers):\n    ",
+    "math": "Question: Tom has 12 apples and gives 5 to Anna. How many apples has he left?\nAnswer:",
+}
+PARAMS = {
+    "greedy": {"temperature": 0.0},
+    "nucleus": {"temperature": 0.7, "top_p": 0.9, "seed": 11},
+    "all": {
+        "temperature": 1.0,
+        "top_k": 200,
+        "min_p": 0.001,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.2,
+        "presence_penalty": 0.1,
+        "logit_bias": {20: 1.5},
+        "seed": 12,
+    },
+}
+LENGTH = 256
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a storm be repeated."""
+    parser.addoption("--chaos-seed", type=int, default=None, help="seed of test_chaos (default: a new one, printed)")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Leave PyTorch's thread count as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LLM:
+    """The embedded model in fp32."""
+    return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=8192)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: LLM) -> Transformer:
+    """A second transformer of the same weights, free to be bound to engines of tests."""
+    return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=256).model
+
+
+@pytest.fixture(scope="session")
+def plain(tiny: LLM, tiny_model: Transformer) -> Callable[[str, str], tuple[list[int], list[int]]]:
+    """Return (prompt ids, plain text of 256 tokens) for a name of PROMPTS and one of PARAMS, computed once, alone."""
+    known: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def of(prompt: str, params: str) -> tuple[list[int], list[int]]:
+        if (prompt, params) not in known:
+            ids = tiny.tokenizer.encode(PROMPTS[prompt])
+            known[prompt, params] = ids, plain_text(tiny_model, ids, max_tokens=LENGTH, **PARAMS[params])
+        return known[prompt, params]
+
+    return of

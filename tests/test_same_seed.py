@@ -1,0 +1,104 @@
+"""Same seed, same text: a cover of method x company x slices x threads x prefix hit x preemption x temperature.
+
+Every text of 256 tokens is compared with plain decoding of the request alone, on the embedded model in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import LENGTH, PARAMS, PROMPTS
+from drafters import GarbageDrafter
+from helpers import assert_whole, request, run
+
+from stretto.core.verifiers import Coupled, Walked
+from stretto.decoding.plain import Plain
+from stretto.decoding.speculative.method import Speculative
+from stretto.engine.step import Engine
+
+CASES = [("story", "greedy"), ("code", "nucleus"), ("math", "all")]
+
+
+class Cell(NamedTuple):
+    """One combination of everything that must not change the text."""
+
+    method: str
+    max_rows: int
+    threads: int
+    together: bool
+    hit: bool
+    preempted: bool
+
+
+CELLS = [
+    Cell("plain", 256, 1, together=True, hit=False, preempted=False),
+    Cell("plain", 2, 2, together=True, hit=False, preempted=True),
+    Cell("plain", 7, 3, together=False, hit=True, preempted=False),
+    Cell("drafted", 64, 2, together=True, hit=True, preempted=False),
+    Cell("drafted", 9, 1, together=True, hit=False, preempted=True),
+    Cell("drafted", 33, 3, together=False, hit=False, preempted=False),
+    Cell("mixed", 40, 2, together=True, hit=False, preempted=True),
+    Cell("mixed", 17, 1, together=True, hit=True, preempted=True),
+]
+
+
+def texts(cell: Cell, model, plain, verifier=None) -> tuple[list[list[int]], Engine, list]:
+    """Run the three cases as the cell says; return their texts."""
+    torch.set_num_threads(cell.threads)
+    truth = {tuple(plain(*case)[0]): plain(*case)[1] for case in CASES}
+    drafted = Speculative("drafted", [GarbageDrafter(model.vocab_size, truth)], rows=12, verifier=verifier)
+    room = 1.4 if cell.preempted else 8
+    engine = Engine(
+        {"target": model}, [Plain(), drafted], cache_tokens=int(room * (LENGTH + 48)), max_rows=cell.max_rows
+    )
+    methods = {"plain": ["plain"] * 3, "drafted": ["drafted"] * 3, "mixed": ["drafted", "plain", "drafted"]}[
+        cell.method
+    ]
+    if cell.hit:
+        for case in CASES:
+            run(engine, request(engine, plain(*case)[0], max_tokens=4))
+    requests = [
+        request(engine, plain(*case)[0], method, max_tokens=LENGTH, **PARAMS[case[1]])
+        for case, method in zip(CASES, methods, strict=True)
+    ]
+    if cell.together:
+        found = run(engine, *requests)
+    else:
+        found = [run(engine, each)[0] for each in requests]
+    return found, engine, requests
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
+def test_the_text_depends_on_nothing_else(cell, tiny_model, plain):
+    found, engine, requests = texts(cell, tiny_model, plain)
+    assert found == [plain(*case)[1] for case in CASES]
+    assert bool(sum(r.stats.preemptions for r in requests)) == cell.preempted
+    assert all(r.stats.cached for r in requests if len(r.prompt) > 16) == cell.hit
+    if cell.method != "plain":
+        # Drafts that are never made, or never accepted, would prove nothing.
+        assert all(r.stats.accepted > LENGTH // 4 for r in requests if r.method == "drafted")
+        assert all(r.stats.drafted > r.stats.accepted for r in requests if r.method == "drafted")
+    assert_whole(engine)
+
+
+class Credulous(Coupled):
+    """Accepts whatever was drafted first: the control."""
+
+    def walk(self, tree, state):
+        walked = yield from super().walk(tree, state)
+        first = tree.children(-1)
+        return walked if not first else Walked([tree.tokens[first[0]]], [], walked.finish, None)
+
+
+def test_a_verifier_that_believes_its_drafter_is_caught(tiny_model, plain):
+    found, _, _ = texts(CELLS[3], tiny_model, plain, verifier=Credulous())
+    assert found != [plain(*case)[1] for case in CASES]
+
+
+def test_the_texts_are_worth_comparing(plain):
+    for case in CASES:
+        assert len(set(plain(*case)[1])) > 30, "a text that repeats itself hides errors"
+    assert plain("story", "nucleus")[1] != plain("story", "greedy")[1]
+    assert set(PROMPTS) == {case[0] for case in CASES}
