@@ -214,6 +214,13 @@ def test_neighbouring_keys_have_unrelated_noise(what: str) -> None:
     assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]) * one.numel() ** 0.5 < 5
 
 
+def test_every_bit_of_a_key_changes_all_of_the_noise() -> None:
+    some = [key.bits(Stream.CHOICE) for key in keys(4)]
+    before = hash32(some, 5000, "cpu")
+    for bit in range(64):
+        assert flips(before, hash32([bits ^ 1 << bit for bits in some], 5000, "cpu")) > FALSE_ALARM
+
+
 @pytest.mark.parametrize("one,other", list(itertools.combinations(Stream, 2)))
 def test_streams_have_unrelated_noise(one: Stream, other: Stream) -> None:
     first, second = (hash32([NoiseKey(3, i).bits(stream) for i in range(100)], 1000, "cpu") for stream in (one, other))

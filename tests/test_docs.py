@@ -62,7 +62,9 @@ def test_what_a_page_points_to_exists(page: Path):
 def test_a_page_that_lies_is_found_out(tmp_path: Path):
     """A wrong example, a dead link and the name of a file that is not there are each noticed."""
     page = tmp_path / "page.md"
-    page.write_text("[gone](gone.md), [site](https://example.org), `core/gone.py`\n\n```python run\nassert 1 == 2\n```\n")
+    page.write_text(
+        "[gone](gone.md), [site](https://example.org), `core/gone.py`\n\n```python run\nassert 1 == 2\n```\n"
+    )
     assert missing(page) == ["gone.md", "core/gone.py"]
     with pytest.raises(AssertionError) as raised:
         execute(page)

@@ -56,16 +56,19 @@ class Company:
         models = {name: make() for name, make in self.models.items()}
         return Engine(models, [Plain(), *methods], cache_tokens=tokens, max_rows=rows)
 
-    def play(self, engine: Engine, asked: Sequence[Asked], *, preempted: bool = True) -> list[Request]:
+    def play(self, engine: Engine, asked: Sequence[Asked], *, reuse: bool = True) -> list[Request]:
         """Run the asked requests behind the company's; return them finished.
 
-        Checks the company's texts, that somebody was preempted, and that nothing leaked.
+        ``reuse``: whether cached prefixes may serve the asked. Checks the company's texts, that one of the asked was
+        preempted, and that nothing leaked.
         """
         mine = [request(engine, prompt, model=model, **self._params(t)) for model, prompt, t in self.parts]
         tested = [request(engine, prompt, method, **params) for prompt, method, params in asked]
+        for each in tested:
+            each.reuse = reuse
         texts = run(engine, *mine, *tested)
         assert texts[: len(mine)] == self.texts
-        assert not preempted or sum(each.stats.preemptions for each in tested) > 0
+        assert sum(each.stats.preemptions for each in tested) > 0
         assert engine.rows == sum(each.stats.rows for each in (*mine, *tested))
         assert_whole(engine)
         return tested

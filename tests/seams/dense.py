@@ -63,7 +63,7 @@ class History:
     """
 
     def __init__(self, dense: Dense, prompt: Sequence[int]) -> None:
-        self.dense = dense
+        self.dense, self.prompt = dense, len(prompt)
         self.inputs = dense.embed(prompt)
         self.positions = list(range(len(prompt)))
         self.sees = [set(range(node + 1)) for node in range(len(prompt))]
@@ -82,6 +82,10 @@ class History:
         self.found.append((list(nodes), found.clone()))
         if keep:
             self.cached.update(zip(positions, nodes, strict=True))
+
+    def restart(self) -> None:
+        """Note that the rows of the prompt are computed anew, as at first."""
+        self.cached.update((position, position) for position in range(self.prompt))
 
     def mask(self) -> Tensor:
         """Return bool [nodes, nodes]."""

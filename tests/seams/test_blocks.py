@@ -2,106 +2,80 @@
 
 from __future__ import annotations
 
-import copy
 import random
 
 import pytest
 import torch
+from block_method import BLOCK, MASK, BlockMethod, mutual
 from company import Company, prompts, target, text
 from dense import Dense, History
+from helpers import request, run
 
-from stretto.core.chunk import Chunk, Role, Segment
+from stretto.core.chunk import Role
 from stretto.core.request import Committed
-from stretto.decoding.known import known_chunk
-from stretto.decoding.method import Facts
 
-MASK, BLOCK, LENGTH = 63, 6, 24
+LENGTH = 24
 
 
-class Blocks:
-    """Unmasks a block in two passes of probes, commits it, then computes the block before it anew in its sight.
+class Blocks(BlockMethod):
+    """Unmasks a block in two passes of probes, commits it, then computes the positions before it anew in its sight.
 
-    Stages of a request between two blocks: 0 and 1 denoise, 2 commits, 3 probes and 4 refreshes the block before, which
-    sees the new one behind it. A preempted request commits its blocks again, in order.
+    Stages of a block: 0 and 1 denoise, 2 commits, 3 probes and 4 refreshes the block before it (at first the end of the
+    prompt), which sees the new one behind it.
     """
 
-    name, facts = "blocks", Facts(fidelity="approximate", lineage="blocks")
-
     def __init__(self) -> None:
+        super().__init__("blocks", own=-BLOCK)
         self.dense = Dense(len(target().spec.layers))
         self.histories: dict[int, History] = {}
 
-    def bind(self, services): ...
-    def end(self, request): ...
-
-    def extra(self, request):
-        return BLOCK - 1
-
-    def propose(self, requests, rows):
-        return [self.chunk(*each) for each in zip(requests, rows, strict=True)]
-
-    def chunk(self, request, rows):
-        filled, known = request.filled, len(request.tokens)
-        if filled < len(request.prompt):
-            chunk = known_chunk(request, min(rows, len(request.prompt) - filled))
-            chunk.logits = ()
-            return chunk
-        if rows < BLOCK:  # a block cannot be cut; wait with a row that nobody reads
-            return Chunk(request.id, "target", [MASK], [filled], roles=[Role.PROBE], logits=())
+    def denoise(self, request, rows):
+        known = len(request.tokens)
         stage, block = request.memory.setdefault("blocks", (0, [MASK] * BLOCK))
-        if filled < known:
-            return self.rows(request, request.tokens[filled : filled + BLOCK], filled, Role.COMMIT, [(0, filled)])
         if stage < 3:
-            return self.rows(request, block, known, Role.COMMIT if stage == 2 else Role.PROBE, [(0, known)])
+            return mutual(request, block, known, Role.COMMIT if stage == 2 else Role.PROBE, [(0, known)])
         first = known - 2 * BLOCK
         role = Role.PROBE if stage == 3 else Role.REFRESH
-        spans = [(0, first), (first + BLOCK, known)]
-        return self.rows(request, request.tokens[first : first + BLOCK], first, role, spans)
+        return mutual(request, request.tokens[first:][:BLOCK], first, role, [(0, first), (first + BLOCK, known)])
 
-    def rows(self, request, tokens, first, role, spans):
-        segment = Segment(BLOCK, mutual=True, sees=tuple(spans))
-        return Chunk(request.id, "target", tokens, list(range(first, first + BLOCK)), [segment], [role] * BLOCK)
-
-    def commit(self, requests, chunks, outputs):
-        return [self.settle(*each) for each in zip(requests, chunks, outputs, strict=True)]
-
-    def settle(self, request, chunk, output):
-        filled, known = request.filled, len(request.tokens)
-        if not chunk.logits:
-            return Committed(request, filled=None if chunk.roles else chunk.index[-1] + 1)
+    def learn(self, request, chunk, output):
         history = self.histories.setdefault(request.id, History(self.dense, request.prompt))
-        logits = output.logits[output.first : output.first + BLOCK]
-        inputs, role = self.dense.embed(chunk.tokens), chunk.role(0)
-        history.add(inputs, chunk.index, chunk.segments[0].sees, logits, role is not Role.PROBE)
-        if filled < known:
-            return Committed(request, filled=filled + BLOCK)
+        if chunk.roles is None:
+            history.restart()
+            return
+        logits, inputs = output.logits[output.first : output.first + BLOCK], self.dense.embed(chunk.tokens)
+        history.add(inputs, chunk.index, chunk.segments[0].sees, logits, chunk.role(0) is not Role.PROBE)
+
+    def denoised(self, request, chunk, output):
+        known = len(request.tokens)
         stage, block = request.memory["blocks"]
-        finish, done, tokens = None, None, ()
+        if stage == 2:
+            request.memory["blocks"] = 3, block
+            return Committed(request, block, known + BLOCK)
+        best = zip(block, output.logits[output.first :][:BLOCK, :MASK].argmax(-1).tolist(), strict=True)
         if stage < 2:
-            best = logits[:, :MASK].argmax(-1).tolist()
-            fresh = [b if t == MASK and (stage or i % 2) else t for i, (t, b) in enumerate(zip(block, best, strict=True))]
-            request.memory["blocks"] = stage + 1, fresh
-        elif stage == 2:
-            tokens, done = block, filled + BLOCK
-            request.memory["blocks"] = (3 if done >= len(request.prompt) + 2 * BLOCK else 0), [MASK] * BLOCK
-        else:
-            request.memory["blocks"] = (stage + 1) % 5, block
-            finish = "length" if stage == 4 and known - len(request.prompt) == LENGTH else None
-        return Committed(request, tokens, done, finish=finish)
+            block = [new if old == MASK and (stage or i % 2) else old for i, (old, new) in enumerate(best)]
+        request.memory["blocks"] = (stage + 1, block) if stage < 4 else (0, [MASK] * BLOCK)
+        return Committed(request, finish="length" if stage == 4 and known - len(request.prompt) == LENGTH else None)
 
 
 @pytest.fixture(scope="module")
-def histories():
-    company, blocks = Company(), Blocks()
-    asked = [(prompt, "blocks", {"max_tokens": LENGTH}) for prompt in prompts(4, seed=21)]
-    tested = company.play(company.engine(blocks, tokens=192, rows=24), asked)
-    assert all(len(text(each)) == LENGTH for each in tested)
+def company():
+    return Company()
+
+
+@pytest.fixture(scope="module")
+def histories(company):
+    blocks = Blocks()
+    asked = [(prompt, "blocks", {"max_tokens": LENGTH}) for prompt in prompts(5, lengths=(BLOCK, 40), seed=21)]
+    tested = company.play(company.engine(blocks, tokens=176, rows=40), asked)
+    assert blocks.again and all(len(text(each)) == LENGTH for each in tested)
     return list(blocks.histories.values())
 
 
 def test_blocks_equal_a_dense_forward_under_their_mask(histories):
     for history in histories:
-        assert len(history.found) >= 5 * (LENGTH // BLOCK) - 2 and all(history.holds(history.mask()))
+        assert len(history.found) >= 5 * LENGTH // BLOCK and all(history.holds(history.mask()))
 
 
 def test_one_entry_of_the_mask_makes_the_difference(histories):
@@ -112,3 +86,22 @@ def test_one_entry_of_the_mask_makes_the_difference(histories):
             mask, row = history.mask(), source.choice(nodes)
             mask[row, source.choice([*history.sees[row] - {row}])] = False
             assert not all(history.holds(mask))
+
+
+def test_rows_computed_anew_are_nobody_elses(company):
+    """A block request takes over a running plain one's rows and computes some of them anew, in other places."""
+    (prompt,) = prompts(1, lengths=(67, 67))
+    engine = company.engine(Blocks(), tokens=512, rows=40)
+    plain, tested, later = (request(engine, prompt, method, max_tokens=LENGTH) for method in ("plain", "blocks", "plain"))
+    engine.submit(plain)
+    while plain.filled < len(prompt):
+        engine.step()
+    slots = plain.views["target"].tables["main"].slots(0, 64).copy()
+    before = engine.models["target"].storage["main"].keys[:, slots]
+    run(engine, tested)
+    while plain.finish is None:
+        engine.step()
+    run(engine, later)
+    assert tested.stats.cached == later.stats.cached == 64 > len(prompt) - BLOCK
+    assert torch.equal(engine.models["target"].storage["main"].keys[:, slots], before)
+    assert text(plain) == text(later) == company.alone(prompt, max_tokens=LENGTH)

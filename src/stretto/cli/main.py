@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -83,16 +82,10 @@ def main() -> None:
     """Run the command line: exit 0, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        app(standalone_mode=False)
-        code = 0
-    except typer.Abort:
+        # Commands return nothing: a number is the exit code of an interruption (some versions raise it instead).
+        code = app(standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # The reader went away: nothing more can be said, also not by the interpreter's own last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         code = report(error)
     sys.exit(code)

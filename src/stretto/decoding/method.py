@@ -100,6 +100,10 @@ class DecodingMethod(Protocol):
         """Return what each request gained. It changes nothing that a second call would not change alike."""
         ...
 
+    def preempted(self, request: Request) -> None:
+        """The request lost its cached rows, in every model's cache, and waits; its tokens and its memory stand."""
+        ...
+
     def end(self, request: Request) -> None:
-        """Forget the request: it finished, failed or was aborted. (A preempted one is not ended.)"""
+        """Forget the request: it finished, failed or was aborted."""
         ...

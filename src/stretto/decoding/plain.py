@@ -59,5 +59,8 @@ class Plain:
                     committed.logits = logits[place : place + 1]
         return done
 
+    def preempted(self, request: Request) -> None:
+        """Nothing is remembered."""
+
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

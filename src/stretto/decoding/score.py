@@ -42,5 +42,8 @@ class Score:
             done.append(Committed(request, filled=stop, scores=(chunk.index[0], rows), finish=finish))
         return done
 
+    def preempted(self, request: Request) -> None:
+        """Nothing is remembered."""
+
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

@@ -39,8 +39,10 @@ class Scheduler:
         max_rows: int,
         lineage: Callable[[Request], str],
         extra: Callable[[Request], int],
+        preempted: Callable[[Request], None],
     ) -> None:
-        self.caches, self.max_rows, self.lineage, self.extra = caches, max_rows, lineage, extra
+        self.caches, self.max_rows, self.lineage = caches, max_rows, lineage
+        self.extra, self.preempted = extra, preempted
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.failed: list[tuple[Request, Exception]] = []
@@ -65,6 +67,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.stats.preemptions += 1
+        self.preempted(request)
         self.add(request)
 
     def plan(self) -> list[Grant]:
@@ -72,18 +75,14 @@ class Scheduler:
         if self.waiting and self._changed:
             self._admit()
         served = self._in_turn()
-        grants: list[Grant] = []
-        for request, rows in zip(served, self._share(served), strict=True):
-            # An earlier one in this loop may have preempted this one.
-            if request.phase is Phase.RUNNING:
-                try:
-                    granted = self._reserve(request, rows)
-                except Exception as error:
-                    self.failed.append((request, error))
-                    continue
-                if granted:
-                    grants.append(Grant(request, granted))
-        return [grant for grant in grants if grant.request.phase is Phase.RUNNING]
+        wanted = self._share(served)
+        # The guaranteed row of everyone first: no draft and no prompt slice may cost another request its own.
+        grants = [Grant(r, rows) for r, rows in zip(served, wanted, strict=True) if self._guarantee(r)]
+        return [
+            grant if grant.rows == 1 or self._extend(grant) else Grant(grant.request, 1)
+            for grant in grants
+            if grant.request.phase is Phase.RUNNING
+        ]
 
     def _in_turn(self) -> list[Request]:
         """Return the running requests, or as many of them as there are rows, taking turns."""
@@ -129,19 +128,26 @@ class Scheduler:
             for_drafts -= won
         return rows
 
-    def _reserve(self, request: Request, rows: int) -> int:
-        """Make room for the rows, preempting newer requests if it must; return how many rows fit (0: none)."""
-        view: View = request.views[request.model]
-        if view.reserve(view.filled + rows):
-            return rows
-        # Extra rows are no reason to stop another request: fall back to the guaranteed one.
-        while not view.reserve(view.filled + 1):
-            rivals = [r for r in self.running if r.model == request.model]
-            victim = max(rivals, key=seniority)
-            self.preempt(victim)
-            if victim is request:
-                return 0
-        return 1
+    def _guarantee(self, request: Request) -> bool:
+        """Make room for one row, preempting the newest of the lowest priority if it must; False if it is itself out."""
+        if request.phase is not Phase.RUNNING:
+            return False  # preempted for an earlier one
+        try:
+            view: View = request.views[request.model]
+            while not view.reserve(view.filled + 1):
+                victim = max((r for r in self.running if r.model == request.model), key=seniority)
+                self.preempt(victim)
+                if victim is request:
+                    return False
+        except Exception as error:
+            self.failed.append((request, error))
+            return False
+        return True
+
+    def _extend(self, grant: Grant) -> bool:
+        """Make room for all rows of a grant; extra rows stop nobody."""
+        view: View = grant.request.views[grant.request.model]
+        return view.reserve(view.filled + grant.rows)
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while their known tokens find room beside the running ones."""

@@ -54,7 +54,7 @@ class Engine:
         for method in methods:
             self.add_method(method)
         self.requests: dict[int, Request] = {}
-        self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._extra)
+        self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._extra, self._preempted)
         self.rows = 0
         """Rows computed since the start, all models together."""
         self.steps = 0
@@ -157,6 +157,9 @@ class Engine:
 
     def _extra(self, request: Request) -> int:
         return self.methods[request.method].extra(request)
+
+    def _preempted(self, request: Request) -> None:
+        self.methods[request.method].preempted(request)
 
     def _run(self, grants: Sequence[Grant]) -> list[Committed]:
         """Let the methods propose, make the passes, let them commit."""

@@ -72,11 +72,14 @@ class Drafter(Protocol):
         ...
 
     def begin(self, request: Request) -> None:
-        """Meet a request whose prompt is computed."""
+        """Meet a request, before the first draft for it."""
         ...
 
     def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> Sequence[Draft | Ticket | None]:
-        """Return for each request a draft of at most ``rows[i]`` nodes and probe rows, a ticket, or nothing."""
+        """Return for each request a draft of at most ``rows[i]`` nodes and probe rows, a ticket, or nothing.
+
+        A ticket or draft takes the place of a ticket that has not arrived: return nothing to go on waiting for it.
+        """
         ...
 
     def observe(self, observations: Sequence[Observation]) -> None:

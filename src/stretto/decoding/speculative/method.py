@@ -75,6 +75,10 @@ class Speculative:
         self._guard(lambda drafter: drafter.observe(walking), None)
         return done
 
+    def preempted(self, request: Request) -> None:
+        """Let every drafter know that its rows are gone."""
+        self._guard(lambda drafter: drafter.rewind(request), None)
+
     def end(self, request: Request) -> None:
         """Let every drafter forget the request."""
         self._guard(lambda drafter: drafter.end(request), None)
@@ -122,13 +126,21 @@ class Speculative:
                 if late is None:
                     request.memory[key] = ticket
                 else:
+                    self._validate(request, late)
                     rest = descend(late.tree, request.tokens[ticket.at :])
                     draft = None if rest is None else Draft(rest)
-            if draft is not None:
-                assert self.services is not None
-                draft.tree.validate(self.services.models[request.model].vocab_size)
+            elif draft is not None:
+                self._validate(request, draft)
             drafts.append(draft)
         return drafts
+
+    def _validate(self, request: Request, draft: Draft) -> None:
+        """Raise ``ValueError`` for a tree, or for probe rows, that would end the request if they reached a pass."""
+        assert self.services is not None
+        vocabulary = self.services.models[request.model].vocab_size
+        draft.tree.validate(vocabulary)
+        if draft.probes is not None:
+            draft_chunk(request, draft).validate(vocabulary)
 
     def _guard(self, call: Callable[[Drafter], Any], default: Any) -> list[Any]:
         """Call for every drafter; one that raises is dropped for good."""
