@@ -1,4 +1,4 @@
-"""A draft model as a drafter: its rows lie in a lane of its own, are caught up before drafting and rewound behind it."""
+"""A draft model as a drafter: rows in a lane of its own, caught up before drafting and rewound behind it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from block_method import BLOCK, MASK, BlockMethod, mutual
-from company import Company, prompts, target, text
+from company import prompts, target, text
 from dense import Dense, History
 from helpers import request, run
 
@@ -57,11 +57,6 @@ class Blocks(BlockMethod):
             block = [new if old == MASK and (stage or i % 2) else old for i, (old, new) in enumerate(best)]
         request.memory["blocks"] = (stage + 1, block) if stage < 4 else (0, [MASK] * BLOCK)
         return Committed(request, finish="length" if stage == 4 and known - len(request.prompt) == LENGTH else None)
-
-
-@pytest.fixture(scope="module")
-def company():
-    return Company()
 
 
 @pytest.fixture(scope="module")

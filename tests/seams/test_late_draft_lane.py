@@ -1,6 +1,6 @@
 """A draft model whose rows are missing for a while: it catches up exactly the gap, and rewinds behind a rejection.
 
-The draft has the target's weights, so every true draft is accepted to the last token if, and only if, its lane is right.
+The draft has the target's weights: every true draft is accepted to the last token if, and only if, its lane is right.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def company() -> Company:
 
 def play(company: Company, drafter: Late) -> None:
     """Draft for requests in company, in a draft cache too small for all of them; the texts are plain decoding's."""
-    asked = [(p, "late", {"temperature": t, "seed": 4, "max_tokens": 30}) for p, t in zip(prompts(4), [0, 0.8] * 2)]
-    engine = company.engine(Speculative("late", [drafter], rows=5), tokens={"target": 112, "other": 224}, rows=16)
+    params = [{"seed": 4, "max_tokens": 26, "temperature": temperature} for temperature in [0.0, 0.8] * 2]
+    asked = [(prompt, "late", each) for prompt, each in zip(prompts(4), params, strict=True)]
+    engine = company.engine(Speculative("late", [drafter], rows=5), tokens={"target": 128, "other": 288}, rows=20)
     played = company.play(engine, asked)
     assert [text(each) for each in played] == [company.alone(prompt, **params) for prompt, _, params in asked]
 
@@ -106,7 +107,7 @@ def test_the_lane_catches_up_exactly_what_it_lacks_and_rewinds(company):
     play(company, drafter)
     assert all(gap == rows for gap, rows in drafter.gaps) and max(gap for gap, _ in drafter.gaps) > 20
     assert all(due == found for due, found in drafter.accepted)
-    assert drafter.rewound and {due for due, _ in drafter.accepted} == {0, 1, 2, 3, 4}
+    assert {due for due, _ in drafter.accepted} > {0, 4}
 
 
 @pytest.mark.parametrize("control", [Skips, NeverRewinds])
@@ -117,13 +118,19 @@ def test_control_a_lane_with_a_wrong_row_loses_acceptance(company, control):
 
 
 @pytest.mark.parametrize(("warmed", "missing"), [("target", LONG), ("other", LONG - HIT)])
-def test_a_prefix_hit_in_one_lane_leaves_the_others_rows_to_be_computed(company, warmed, missing):
+def test_a_prefix_hit_or_a_preemption_leaves_the_lane_what_the_cache_has(company, warmed, missing):
     (prompt,) = prompts(1, lengths=(LONG, LONG), seed=1)
     drafter = Late()
     engine = company.engine(Speculative("late", [drafter], rows=5), tokens=256, rows=12)
     run(engine, request(engine, prompt, model=warmed, max_tokens=2))
     late = request(engine, prompt, "late", max_tokens=30)
-    assert run(engine, late) == [company.alone(prompt, max_tokens=30)]
+    engine.submit(late)
+    while late.state.generated < 15:
+        engine.step()
+    engine.scheduler.preempt(late)
+    while engine.busy:
+        engine.step()
+    assert text(late) == company.alone(prompt, max_tokens=30) and drafter.rewound == 1
     assert late.stats.cached == (HIT if warmed == "target" else 0)
     assert drafter.first_gap == {late.id: missing + QUIET} and all(gap == rows for gap, rows in drafter.gaps)
     assert all(due == found for due, found in drafter.accepted)

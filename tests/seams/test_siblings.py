@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from block_method import BLOCK, MASK, BlockMethod, mutual
-from company import Company, prompts, target, text
+from company import prompts, target, text
 from dense import Dense, same
 from helpers import request, run
 
@@ -81,11 +81,6 @@ class Futures(BlockMethod):
             logits = dense.logits(dense.embed(tokens), positions, group[None, :] <= group[:, None])
             results.append(same(found, logits[len(before) : len(before) + BLOCK]))
         return results
-
-
-@pytest.fixture(scope="module")
-def company():
-    return Company()
 
 
 @pytest.fixture(scope="module")

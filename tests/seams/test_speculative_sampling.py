@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from chi_square import FALSE_ALARM, fit
@@ -77,7 +75,8 @@ class Silent(Sampling):
 
 def sample(company: Company, drafter: ModelDrafter, count: int) -> tuple[torch.Tensor, float]:
     """Return how often each text was given, float64 [vocab] * LENGTH, and the share of drafted tokens accepted."""
-    engine = company.engine(Speculative("sampling", [drafter], verifier=Rejection(), rows=2), tokens={"target": 256, "other": 480}, rows=64)
+    method = Speculative("sampling", [drafter], verifier=Rejection(), rows=2)
+    engine = company.engine(method, tokens={"target": 256, "other": 480}, rows=64)
     played = company.play(engine, [(PROMPT, "sampling", {**PARAMS, "seed": seed}) for seed in range(count)])
     observed = torch.zeros([VOCAB] * LENGTH, dtype=torch.float64)
     for each in played:
@@ -94,14 +93,14 @@ def likelihood(observed: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_the_distribution_is_the_targets(company, expected):
-    observed, accepted = sample(company, Sampling(2), 600)
+    observed, accepted = sample(company, Sampling(2), 450)
     assert likelihood(observed, expected) > FALSE_ALARM
     # A draft that does not say q is a guess like any other: as right, and accepted less.
-    silent, guessed = sample(company, Silent(2), 200)
+    silent, guessed = sample(company, Silent(2), 150)
     assert likelihood(silent, expected) > FALSE_ALARM
     assert 0 < guessed < accepted < 1
 
 
 def test_control_a_draft_that_was_not_drawn_from_its_q_is_seen(company, expected):
-    observed, _ = sample(company, Greedy(2), 300)
+    observed, _ = sample(company, Greedy(2), 150)
     assert likelihood(observed, expected) < FALSE_ALARM

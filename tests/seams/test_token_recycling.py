@@ -1,4 +1,4 @@
-"""Token Recycling (arXiv 2408.08696): the next tokens that any row ranked highest, rejected rows too, draft the tree."""
+"""Token Recycling (arXiv 2408.08696): what any row ranked highest, rejected rows too, is drafted next."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Recycling:
                     self.next[chunk.tokens[row]] = logits.topk(SUCCESSORS).indices.tolist()
 
 
-ASKED = [(p, "recycling", {"temperature": t, "seed": 3, "max_tokens": 40}) for p, t in zip(prompts(4), [0, 0.3] * 2)]
+PARAMS = [{"temperature": temperature, "seed": 3, "max_tokens": 32} for temperature in [0.0, 0.3] * 2]
+ASKED = [(prompt, "recycling", params) for prompt, params in zip(prompts(4), PARAMS, strict=True)]
 
 
 def test_recycled_tokens_do_not_change_the_text_and_rejected_rows_are_learnt_from():
@@ -78,7 +79,7 @@ def test_recycled_tokens_do_not_change_the_text_and_rejected_rows_are_learnt_fro
 
     # What rejected rows gave is what their paths give: another method would hear the same from the model.
     scoring = company.engine(Score(), tokens=1024, rows=64)
-    for path, logits in learns.rejected[:: len(learns.rejected) // 8]:
+    for path, logits in learns.rejected[:: len(learns.rejected) // 5]:
         score = request(scoring, path, "score")
         run(scoring, score)
         assert torch.equal(score.scores[max(score.scores)][-1], logits)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from company import Company, prompts, text
+from company import prompts, text
 from drafters import GarbageDrafter
 from helpers import assert_whole, request, run
 
@@ -102,11 +102,6 @@ def same(found: Paths, expected: Paths) -> bool:
             if not torch.equal(stored[:, :, :count], whole[:, :, :count]):
                 return False
     return True
-
-
-@pytest.fixture(scope="module")
-def company():
-    return Company()
 
 
 def plainly(company, requests):

@@ -122,9 +122,14 @@ class ModelCache:
         self._taken = first + count
         return list(range(first, first + count))
 
-    def reset_scratch(self) -> None:
-        """Take all scratch rows back, at the end of a step."""
-        self._taken = 0
+    @property
+    def scratch_taken(self) -> int:
+        """Scratch rows handed out since the step began."""
+        return self._taken
+
+    def reset_scratch(self, to: int = 0) -> None:
+        """Take scratch rows back: all at the end of a step, or those above ``to`` behind a pass that failed."""
+        self._taken = to
 
     def keep(self, moves: Sequence[tuple[View, int, int]], lanes: Collection[str] | None = None) -> None:
         """Copy rows from scratch to where they stay: ``moves`` are (view, scratch row, position), ascending per view.

@@ -80,8 +80,8 @@ def _spread_ids(vocab: int, device: torch.device) -> Tensor:
 def hash32(bits: Sequence[int], vocab: int, device: torch.device | str) -> Tensor:
     """Return int64 [R, V] of 32 hashed bits per key and token id.
 
-    A xorshift-multiply mixer with three rounds (the "triple32" of Wellons, 2018) over the id. One half of the
-    64-bit key is added before the first round, the other folded in within it, ahead of a shift that spreads its top bits.
+    A xorshift-multiply mixer of three rounds (the "triple32" of Wellons, 2018) over the id. One half of the 64-bit key
+    is added before the first round, the other folded in within it, ahead of a shift that spreads its top bits.
     """
     halves = torch.tensor([[b & _MASK32, b >> 32 & _MASK32] for b in bits], dtype=torch.int64).to(device)
     x = _spread_ids(vocab, torch.device(device)) + halves[:, :1]

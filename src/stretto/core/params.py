@@ -25,7 +25,6 @@ _NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
     "frequency_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "presence_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "ttft_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
-    "tpot_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
 }
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-4, 1e4
 
@@ -73,7 +72,6 @@ class SamplingParams:
     seed: int | None = None
     priority: int = 0
     ttft_ms: float | None = None
-    tpot_ms: float | None = None
     tenant: str = ""
 
     def __post_init__(self) -> None:

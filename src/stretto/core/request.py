@@ -80,6 +80,8 @@ class Request:
     stats: Stats = field(default_factory=Stats)
     order: int = 0
     """Arrival number: lower came first."""
+    served: int = 0
+    """When it last won a row while there were too few for all, by the scheduler's own clock."""
     deadline: float = float("inf")
     """When its first token is due by its TTFT goal (monotonic seconds)."""
     logprobs: list[dict[int, float]] = field(default_factory=list)

@@ -28,6 +28,10 @@ class Facts:
     """Things that must be aboard: ``draft`` (a draft model), ``tokenizer``, names of feature lanes, ..."""
     refuses: dict[str, str] = field(default_factory=dict)
     """Request features (names of parameters) that it cannot serve, each with the reason."""
+    rows: int = 1
+    """Rows it must have at once: a block that cannot be cut is served whole or not in this step."""
+    reuse: bool = True
+    """Whether cached prefixes may serve it (a policy that needs statistics of every row says no)."""
     lineage: str = ""
     """What sets its cached rows apart from exact ones (a cache policy): such rows serve nobody else."""
     legs: tuple[str, ...] = ()
@@ -75,6 +79,10 @@ class View(Protocol):
         """Lower the watermark (a rejected draft's rows)."""
         ...
 
+    def publish(self, tokens: Sequence[int]) -> None:
+        """Offer the full blocks below the watermark to later requests that begin with the same ``tokens``."""
+        ...
+
 
 class DecodingMethod(Protocol):
     """Moves requests. ``propose`` and ``commit`` may be called again for one request alone after an exception."""
@@ -87,7 +95,7 @@ class DecodingMethod(Protocol):
         ...
 
     def extra(self, request: Request) -> int:
-        """Return how many rows beyond its guaranteed one the request bids for, known tokens not counted."""
+        """Return how many rows beyond its guaranteed ones the request bids for, known tokens not counted."""
         ...
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:

@@ -82,7 +82,7 @@ class Intake:
                 sample,
                 method.name,
                 leader=requests[0] if requests else None,
-                reuse=reuse and params.prompt_logprobs is None,
+                reuse=reuse and method.facts.reuse and params.prompt_logprobs is None,
             )
             if self.tokenizer is not None and generate:
                 request.text = TextStream(

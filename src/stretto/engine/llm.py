@@ -88,7 +88,12 @@ class LLM:
         """Return the method of that name (None: the default), put aboard when first asked for."""
         name = self.default_method if name is None else name
         if name not in self.engine.methods:
-            self.engine.add_method(build_method(name))
+            method = build_method(name)
+            aboard = {"tokenizer"} if self.tokenizer else set()
+            missing = method.facts.needs - aboard - set(self.engine.models) - {lane.name for lane in self.model.lanes}
+            if missing:
+                raise ValueError(f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard")
+            self.engine.add_method(method)
         return self.engine.methods[name]
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None) -> list[Request]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stretto.cache.manager import ModelCache, View
 from stretto.core.request import Phase, Request
+from stretto.decoding.method import DecodingMethod
 
 DRAFT_SHARE = 4
 """While prompts wait, drafts may take one in this many of the rows that are bid for."""
@@ -38,16 +39,14 @@ class Scheduler:
         caches: Mapping[str, ModelCache],
         max_rows: int,
         lineage: Callable[[Request], str],
-        extra: Callable[[Request], int],
-        preempted: Callable[[Request], None],
+        method: Callable[[Request], DecodingMethod],
     ) -> None:
-        self.caches, self.max_rows, self.lineage = caches, max_rows, lineage
-        self.extra, self.preempted = extra, preempted
+        self.caches, self.max_rows, self.lineage, self.method = caches, max_rows, lineage, method
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.failed: list[tuple[Request, Exception]] = []
         """Requests whose own admission or reservation raised; the engine ends them."""
-        self._turn = 0
+        self._clock = 0
         self._changed = True
 
     def add(self, request: Request) -> None:
@@ -67,46 +66,61 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.stats.preemptions += 1
-        self.preempted(request)
         self.add(request)
+        try:
+            self.method(request).preempted(request)
+        except Exception as error:
+            self.failed.append((request, error))
 
     def plan(self) -> list[Grant]:
         """Return this step's requests with their rows, their blocks reserved."""
         if self.waiting and self._changed:
             self._admit()
-        served = self._in_turn()
-        wanted = self._share(served)
-        # The guaranteed row of everyone first: no draft and no prompt slice may cost another request its own.
-        grants = [Grant(r, rows) for r, rows in zip(served, wanted, strict=True) if self._guarantee(r)]
-        return [
-            grant if grant.rows == 1 or self._extend(grant) else Grant(grant.request, 1)
-            for grant in grants
-            if grant.request.phase is Phase.RUNNING
-        ]
+        served, least = self._in_turn()
+        wanted = self._share(served, least)
+        # The guaranteed rows of everyone first: no draft and no prompt slice may cost another request its own.
+        sure = [self._guarantee(request, rows) for request, rows in zip(served, least, strict=True)]
+        grants: list[Grant] = []
+        for request, few, rows, mine in zip(served, least, wanted, sure, strict=True):
+            if mine and request.phase is Phase.RUNNING:
+                grants.append(Grant(request, rows if rows == few or self._extend(request, rows) else few))
+        return grants
 
-    def _in_turn(self) -> list[Request]:
-        """Return the running requests, or as many of them as there are rows, taking turns."""
-        count = len(self.running)
-        if count <= self.max_rows:
-            return self.running.copy()
-        first = self._turn % count
-        self._turn = first + self.max_rows
-        return (self.running + self.running)[first : first + self.max_rows]
+    def _in_turn(self) -> tuple[list[Request], list[int]]:
+        """Return the running requests and the rows guaranteed to each: one, or a whole block where it cannot be cut.
 
-    def _share(self, served: list[Request]) -> list[int]:
-        """Return the rows of each served request: one each, and what it won of the rest."""
-        rows = [1] * len(served)
-        left = self.max_rows - len(served)
+        When the budget does not hold them all, those longest without a row come first.
+        """
+        least = [self.method(request).facts.rows for request in self.running]
+        if sum(least) <= self.max_rows:
+            return self.running.copy(), least
+        self._clock += 1
+        served: list[Request] = []
+        rows: list[int] = []
+        left = self.max_rows
+        for request, few in sorted(zip(self.running, least, strict=True), key=lambda pair: pair[0].served):
+            if few > left:
+                break
+            served.append(request)
+            rows.append(few)
+            left -= few
+            request.served = self._clock
+        return served, rows
+
+    def _share(self, served: list[Request], least: list[int]) -> list[int]:
+        """Return the rows of each served request: those guaranteed, and what it won of the rest."""
+        rows = least.copy()
+        left = self.max_rows - sum(least)
         prompts: list[int] = []
         drafts: list[int] = []
         wants = [0] * len(served)
         for i, request in enumerate(served):
             pending = request.pending
             if pending > 1:
-                wants[i] = pending - 1
+                wants[i] = max(0, pending - least[i])
                 prompts.append(i)
             else:
-                wants[i] = self.extra(request)
+                wants[i] = self.method(request).extra(request)
                 if wants[i]:
                     drafts.append(i)
         if left == 0 or not (prompts or drafts):
@@ -128,13 +142,13 @@ class Scheduler:
             for_drafts -= won
         return rows
 
-    def _guarantee(self, request: Request) -> bool:
-        """Make room for one row, preempting the newest of the lowest priority if it must; False if it is itself out."""
+    def _guarantee(self, request: Request, rows: int) -> bool:
+        """Make room for its rows, preempting the newest of the lowest priority if it must; False if it is itself out."""
         if request.phase is not Phase.RUNNING:
             return False  # preempted for an earlier one
         try:
             view: View = request.views[request.model]
-            while not view.reserve(view.filled + 1):
+            while not view.reserve(view.filled + rows):
                 victim = max((r for r in self.running if r.model == request.model), key=seniority)
                 self.preempt(victim)
                 if victim is request:
@@ -144,10 +158,10 @@ class Scheduler:
             return False
         return True
 
-    def _extend(self, grant: Grant) -> bool:
-        """Make room for all rows of a grant; extra rows stop nobody."""
-        view: View = grant.request.views[grant.request.model]
-        return view.reserve(view.filled + grant.rows)
+    def _extend(self, request: Request, rows: int) -> bool:
+        """Make room for all rows it won; extra rows stop nobody."""
+        view: View = request.views[request.model]
+        return view.reserve(view.filled + rows)
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while their known tokens find room beside the running ones."""
@@ -172,7 +186,7 @@ class Scheduler:
                 continue
             self.waiting.pop(position)
             request.views[request.model] = view
-            request.phase = Phase.RUNNING
+            request.phase, request.served = Phase.RUNNING, self._clock
             insort(self.running, request, key=seniority)
             if request.stats.preemptions == 0:
                 request.stats.cached = view.filled

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stretto.cache.manager import ModelCache, View
-from stretto.core.batch import Model, Result
+from stretto.core.batch import Model
 from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Delta, Phase, Request
@@ -54,7 +54,7 @@ class Engine:
         for method in methods:
             self.add_method(method)
         self.requests: dict[int, Request] = {}
-        self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._extra, self._preempted)
+        self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._method)
         self.rows = 0
         """Rows computed since the start, all models together."""
         self.steps = 0
@@ -72,7 +72,16 @@ class Engine:
         return bool(self.requests) or bool(self._ended)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Its id must not be in use; its tokens begin as its prompt."""
+        """Queue a request. Its id must not be in use; its tokens begin as its prompt.
+
+        Raises ``ValueError`` if its method needs more rows at once than a step has.
+        """
+        least = self.methods[request.method].facts.rows
+        if least > self.scheduler.max_rows:
+            raise ValueError(
+                f"method {request.method} needs {least} rows at once, the row budget of a step is "
+                f"{self.scheduler.max_rows}: raise max_rows"
+            )
         request.order = self._arrivals
         self._arrivals += 1
         if not request.tokens:
@@ -118,23 +127,33 @@ class Engine:
         outputs: list[Output | None] = [None] * len(chunks)
         for name in dict.fromkeys(chunk.model for chunk in chunks):
             picked = [i for i, chunk in enumerate(chunks) if chunk.model == name]
-            model, cache = self.models[name], self.caches[name]
-            mine = [chunks[i] for i in picked]
-            for chunk in mine:
-                chunk.validate(model.vocab_size)
-            views = [self.view(requests[i], name) for i in picked]
-            batch, firsts, scratch = pack(mine, views, cache)
-            result: Result = model.forward(batch)
-            self.rows += len(batch)
-            for place, i in enumerate(picked):
-                chunk = chunks[i]
-                stats = requests[i].stats
-                stats.rows += len(chunk.tokens)
-                if chunk.roles is None:
-                    stats.prompt_rows += len(chunk.tokens)
-                hidden = result.hidden[place] if result.hidden else {}
-                outputs[i] = Output(chunk, result.logits, firsts[place], hidden, scratch[place])
+            cache = self.caches[name]
+            taken = cache.scratch_taken
+            try:
+                found = self._pass_of(name, [requests[i] for i in picked], [chunks[i] for i in picked])
+            except Exception:
+                cache.reset_scratch(taken)
+                raise
+            for i, output in zip(picked, found, strict=True):
+                outputs[i] = output
         return [output for output in outputs if output is not None]
+
+    def _pass_of(self, name: str, requests: list[Request], chunks: list[Chunk]) -> list[Output]:
+        """Run one pass of one model."""
+        model = self.models[name]
+        for chunk in chunks:
+            chunk.validate(model.vocab_size)
+        batch, firsts, scratch = pack(chunks, [self.view(request, name) for request in requests], self.caches[name])
+        result = model.forward(batch)
+        self.rows += len(batch)
+        outputs: list[Output] = []
+        for place, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+            request.stats.rows += len(chunk.tokens)
+            if chunk.roles is None:
+                request.stats.prompt_rows += len(chunk.tokens)
+            hidden = result.hidden[place] if result.hidden else {}
+            outputs.append(Output(chunk, result.logits, firsts[place], hidden, scratch[place]))
+        return outputs
 
     def view(self, request: Request, model: str) -> View:
         """Return the request's place in the cache of ``model``, opened with a prefix hit when it has none yet."""
@@ -155,11 +174,8 @@ class Engine:
         parts = (self.models[model or request.model].fingerprint, policy, request.params.tenant)
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
-    def _extra(self, request: Request) -> int:
-        return self.methods[request.method].extra(request)
-
-    def _preempted(self, request: Request) -> None:
-        self.methods[request.method].preempted(request)
+    def _method(self, request: Request) -> DecodingMethod:
+        return self.methods[request.method]
 
     def _run(self, grants: Sequence[Grant]) -> list[Committed]:
         """Let the methods propose, make the passes, let them commit."""

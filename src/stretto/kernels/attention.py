@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.kernels.elementwise import softcap
@@ -117,7 +116,7 @@ def attention(
 
 
 def _widen(x: Tensor, size: int) -> Tensor:
-    return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
+    return x if x.shape[-1] == size else torch.constant_pad_nd(x, (0, size - x.shape[-1]))
 
 
 def _gather(storage: Tensor, places: Tensor, padded: int) -> Tensor:
@@ -138,7 +137,7 @@ def _run(
     if cap is not None:
         scores = softcap(scores, cap)
     if trace is not None and trace[0].bias is not None:
-        bias, cells = F.pad(trace[0].bias.float(), (0, 1, 0, 0, 0, 1)), trace[1]
+        bias, cells = torch.constant_pad_nd(trace[0].bias.float(), (0, 1, 0, 0, 0, 1)), trace[1]
         scores += bias.expand(-1, kv_heads, -1)[cells]
     scores[run.masked] += run.mask
     largest = scores.amax(-1, keepdim=True).clamp_(min=LOW)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 16
@@ -87,12 +86,12 @@ def linear(x: Tensor, packed: Packed) -> Tensor:
     weight, dtype, full = packed.weight, x.dtype, round_up(rows)
     x = x.to(weight.dtype).contiguous()
     if inputs != packed.depth or full != rows:
-        x = F.pad(x, (0, packed.depth - inputs, 0, full - rows))
+        x = torch.constant_pad_nd(x, (0, packed.depth - inputs, 0, full - rows))
     if packed.sharded:
         out = _sharded(x, weight)
     else:
         columns = weight.t()
-        out = x.new_empty(full, len(weight))
+        out = x.new_empty(full, weight.shape[0])
         for row in range(0, full, TILE):
             torch.mm(x[row : row + TILE], columns, out=out[row : row + TILE])
     if packed.bias is not None:
@@ -104,11 +103,11 @@ def _sharded(x: Tensor, weight: Tensor) -> Tensor:
     """Return the 8 partial products of each tile added in index order, fp32 [rows, out]."""
     shards, depth, width = weight.shape
     tiles = x.view(-1, TILE, shards, depth).transpose(1, 2)
-    partial = x.new_empty(len(tiles), shards, TILE, width)
+    partial = x.new_empty(tiles.shape[0], shards, TILE, width)
     for tile, into in zip(tiles, partial, strict=True):
         torch.bmm(tile, weight, out=into)
-    partial = partial.float()
-    out = partial[:, 0] + partial[:, 1]
-    for shard in range(2, shards):
-        out += partial[:, shard]
+    first, second, *others = partial.float().unbind(1)
+    out = first + second
+    for other in others:
+        out += other
     return out.view(-1, width)

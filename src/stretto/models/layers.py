@@ -73,7 +73,7 @@ class Attention:
         spec = self.spec
         turned = spec.heads + spec.kv_heads
         fused = ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
-        heads = fused.view(len(x), -1, spec.head_size)
+        heads = fused.view(x.shape[0], -1, spec.head_size)
         both, value = heads[:, :turned], heads[:, turned:]
         if self._norm is not None:
             both = self._norm(both)

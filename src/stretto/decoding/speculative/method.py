@@ -77,7 +77,8 @@ class Speculative:
 
     def preempted(self, request: Request) -> None:
         """Let every drafter know that its rows are gone."""
-        self._guard(lambda drafter: drafter.rewind(request), None)
+        met: set[str] = request.memory.get("met", set())
+        self._guard(lambda drafter: drafter.rewind(request) if drafter.name in met else None, None)
 
     def end(self, request: Request) -> None:
         """Let every drafter forget the request."""
