@@ -6,31 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from cases import LENGTH, PARAMS, PROMPTS
 from helpers import plain_text
 
 from stretto.engine.llm import LLM
 from stretto.models.transformer import Transformer
-
-PROMPTS = {
-    "story": "Once upon a time there was a king who",
-    "code": "def find_maximum(numbers):\n    ",
-    "math": "Question: Tom has 12 apples and gives 5 to Anna. How many apples has he left?\nAnswer:",
-}
-PARAMS = {
-    "greedy": {"temperature": 0.0},
-    "nucleus": {"temperature": 0.7, "top_p": 0.9, "seed": 11},
-    "all": {
-        "temperature": 1.0,
-        "top_k": 200,
-        "min_p": 0.001,
-        "repetition_penalty": 1.1,
-        "frequency_penalty": 0.2,
-        "presence_penalty": 0.1,
-        "logit_bias": {20: 1.5},
-        "seed": 12,
-    },
-}
-LENGTH = 256
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from conftest import LENGTH, PARAMS, PROMPTS
+from cases import LENGTH, PARAMS, PROMPTS
 from drafters import GarbageDrafter
 from helpers import assert_whole, request
 

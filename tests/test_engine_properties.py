@@ -193,5 +193,3 @@ def test_the_machine_notices(scheduler):
     machine = type("Machine", (EngineMachine,), {"scheduler": scheduler})
     with pytest.raises(AssertionError):
         run_state_machine_as_test(machine, settings=CONTROL)
-
-

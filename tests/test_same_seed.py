@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import LENGTH, PARAMS, PROMPTS
+from cases import LENGTH, PARAMS, PROMPTS
 from drafters import GarbageDrafter
 from helpers import assert_whole, request, run
 

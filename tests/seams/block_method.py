@@ -15,7 +15,7 @@ MASK, BLOCK = 63, 6
 def mutual(
     request: Request, tokens: Sequence[int], first: int, role: Role, spans: Sequence[tuple[int, int]] | None = None
 ) -> Chunk:
-    """Return blocks over the positions from ``first``, each apart: rows that see each other and the cached ``spans``."""
+    """Return blocks over the positions from ``first``, each apart: rows that see each other and cached ``spans``."""
     count = len(tokens) // BLOCK
     segments = [Segment(BLOCK, mutual=True, sees=None if spans is None else tuple(spans)) for _ in range(count)]
     index = list(range(first, first + BLOCK)) * count
@@ -36,6 +36,7 @@ class BlockMethod:
         """Blocks that were committed again."""
 
     def bind(self, services): ...
+    def preempted(self, request): ...
     def end(self, request): ...
 
     def extra(self, request: Request) -> int:

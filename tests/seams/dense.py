@@ -26,19 +26,19 @@ class Dense:
         turn = torch.tensor(positions, dtype=torch.float64)[:, None, None]
         for number, layer in enumerate(self.spec.layers):
             attention = layer.attention
-            weight = {name: self.weights[f"layers.{number}.{name}.weight"] for name in ("query", "key", "value", "output")}
-            mlp = {name: self.weights[f"layers.{number}.{name}.weight"] for name in ("gate", "up", "down")}
+            names = ("query", "key", "value", "output", "gate", "up", "down")
+            weight = {name: self.weights[f"layers.{number}.{name}.weight"].T for name in names}
             h = self._norm(x, f"layers.{number}.attention_norm")
-            query, key, value = ((h @ weight[n].T).view(len(x), -1, attention.head_size) for n in ("query", "key", "value"))
+            query, key, value = ((h @ weight[name]).view(len(x), -1, attention.head_size) for name in names[:3])
             angle = turn * torch.tensor(attention.rope.inverse, dtype=torch.float64)
             query, key = self._rotate(query, angle), self._rotate(key, angle)
             group = attention.heads // attention.kv_heads
             key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
             scores = torch.einsum("qhd,khd->hqk", query, key) * attention.scale
             shares = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-            x = x + torch.einsum("hqk,khd->qhd", shares, value).reshape(len(x), -1) @ weight["output"].T
+            x = x + torch.einsum("hqk,khd->qhd", shares, value).reshape(len(x), -1) @ weight["output"]
             h = self._norm(x, f"layers.{number}.mlp_norm")
-            x = x + (F.silu(h @ mlp["gate"].T) * (h @ mlp["up"].T)) @ mlp["down"].T
+            x = x + (F.silu(h @ weight["gate"]) * (h @ weight["up"])) @ weight["down"]
         return self._norm(x, "norm") @ self.weights["head"].T
 
     def _norm(self, x: Tensor, name: str) -> Tensor:

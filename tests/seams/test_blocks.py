@@ -87,7 +87,8 @@ def test_rows_computed_anew_are_nobody_elses(company):
     """A block request takes over a running plain one's rows and computes some of them anew, in other places."""
     (prompt,) = prompts(1, lengths=(67, 67))
     engine = company.engine(Blocks(), tokens=512, rows=40)
-    plain, tested, later = (request(engine, prompt, method, max_tokens=LENGTH) for method in ("plain", "blocks", "plain"))
+    methods = ("plain", "blocks", "plain")
+    plain, tested, later = (request(engine, prompt, method, max_tokens=LENGTH) for method in methods)
     engine.submit(plain)
     while plain.filled < len(prompt):
         engine.step()

@@ -88,9 +88,8 @@ class EarlyExit(Speculative):
         spans = ((0, last + min(depth, 1)),)
         held = tuple((last + i, scratch[i]) for i in range(1, depth))
         role = Role.CANDIDATE if depth else Role.COMMIT
-        return Chunk(
-            request.id, "target", tokens[-1:], [last + depth], [Segment(1, sees=spans, held=held)], [role], layers=(0, EXIT)
-        )
+        segments = [Segment(1, sees=spans, held=held)]
+        return Chunk(request.id, "target", tokens[-1:], [last + depth], segments, [role], layers=(0, EXIT))
 
     def commit(self, requests, chunks, outputs):
         done = super().commit(requests, chunks, outputs)

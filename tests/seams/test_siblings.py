@@ -1,4 +1,4 @@
-"""Sibling blocks over the same positions, each apart: several denoising futures of one block in one chunk (FreeDave)."""
+"""Sibling blocks over the same positions, each apart: denoising futures of one block in one chunk (FreeDave)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Futures(BlockMethod):
 
     def denoise(self, request, rows):
         states = request.memory.setdefault("futures", [[MASK] * BLOCK])[: rows // BLOCK]
-        return mutual(request, sum(states, []), len(request.tokens), Role.CANDIDATE)
+        return mutual(request, [token for state in states for token in state], len(request.tokens), Role.CANDIDATE)
 
     def denoised(self, request, chunk, output):
         known = len(request.tokens)
@@ -63,7 +63,7 @@ class Futures(BlockMethod):
         first = 0 if self.wrong else at * BLOCK
         keep = [(output.scratch[first + i], known + i) for i in range(BLOCK)]
         finish = "length" if known + BLOCK == len(request.prompt) + LENGTH else None
-        return Committed(request, states[at], known + BLOCK, keep, finish)
+        return Committed(request, states[at], known + BLOCK, keep, finish=finish)
 
     def holds(self, requests, joined: int = 0) -> list[bool]:
         """Return for each block whether a dense forward of it alone, behind its request's blocks, gives its logits.
@@ -71,11 +71,10 @@ class Futures(BlockMethod):
         The control: the forward also holds ``joined`` positions of another block over the same positions.
         """
         dense, results = Dense(len(target().spec.layers)), []
-        prompt_of = {tuple(each.tokens[: len(each.prompt) + i]): len(each.prompt) for each in requests for i in range(LENGTH)}
+        prompts_end = {(*each.prompt, *text(each)[:i]): len(each.prompt) for each in requests for i in range(LENGTH)}
         for (before, state), found in self.found.items():
-            first = prompt_of[before]
-            other = [1] * joined
-            tokens = [*before, *state, *other]
+            first = prompts_end[before]
+            tokens = [*before, *state, *[1] * joined]
             positions = [*range(len(before) + BLOCK), *range(len(before), len(before) + joined)]
             group = torch.tensor([p if p < first else first + (p - first) // BLOCK for p in positions])
             logits = dense.logits(dense.embed(tokens), positions, group[None, :] <= group[:, None])

@@ -73,13 +73,14 @@ class Paths:
         kept = [(node + 1) % len(tree) if self.wrong else node for node in nodes]
         keep = [(output.scratch[base + 1 + node], position + 1 + depth) for depth, node in enumerate(kept)]
         finish = "length" if len(tokens) == left else None
-        return Committed(request, tokens, position + 1 + len(nodes), keep, finish, drafted=len(tree), accepted=len(nodes))
+        return Committed(request, tokens, position + 1 + len(nodes), keep, finish=finish, accepted=len(nodes))
 
+    def preempted(self, request): ...
     def end(self, request): ...
 
 
 def holdings(engine):
-    """Return what later requests find: the prefix tree's paths with their lanes, and the pools' free and idle blocks."""
+    """Return what later requests find: the prefix tree's paths with their lanes, the pools' free and idle blocks."""
     cache = engine.caches["target"]
     paths = set()
     for node in cache.tree.nodes():

@@ -48,16 +48,21 @@ class ModelCache:
         self._hits = 0
         model.bind({name: lane.storage for name, lane in self.lanes.items()})
 
-    def open(self, request: int, tokens: Sequence[int], lineage: str, *, reuse: bool = True) -> View:
+    def open(
+        self, request: int, tokens: Sequence[int], lineage: str, *, reuse: bool = True, needs: Collection[str] = ()
+    ) -> View:
         """Return a view for a request that begins with ``tokens``, holding what the prefix tree has of them.
 
-        At least the last token is left to be computed. ``reuse=False`` computes all. ``RuntimeError`` if the model
-        has state lanes and no free state slot.
+        At least the last token is left to be computed, and all whose rows are missing in one of the lanes ``needs``.
+        ``reuse=False`` computes all. ``RuntimeError`` if the model has state lanes and no free state slot.
         """
         view = self.new_view(request, lineage)
         if reuse and self.sharing:
             self._lookups += 1
-            self._hits += view.begin(self.tree.match(lineage, tokens[: len(tokens) - 1]))
+            path = self.tree.match(lineage, tokens[: len(tokens) - 1])
+            while path and not path[-1].blocks.keys() >= set(needs):
+                path.pop()
+            self._hits += view.begin(path)
         return view
 
     def new_view(self, request: int, lineage: str) -> View:

@@ -35,6 +35,7 @@ class View:
         self._cache = cache
         self._main = self.tables[cache.main]
         self._paged = [(lane, self.tables[name]) for name, lane in cache.lanes.items() if lane.paged]
+        self._advancing = [table for name, table in self.tables.items() if cache.lanes[name].spec.kind != "feature"]
         self._path: list[Node] = []
         self._published = {lane.name: 0 for lane, _ in self._paged}
         """By lane: the blocks at the front that are the prefix tree's, those of the nodes in ``_path``."""
@@ -96,8 +97,11 @@ class View:
         return True
 
     def advance(self, upto: int, lanes: Collection[str] | None = None) -> None:
-        """Raise the watermarks to ``upto``; ``ValueError`` where its positions were not reserved."""
-        chosen = list(self.tables.values()) if lanes is None else [self.tables[name] for name in lanes]
+        """Raise the watermarks to ``upto``; ``ValueError`` where its positions were not reserved.
+
+        ``lanes``: None means all but feature lanes, which only passes that ask for it write.
+        """
+        chosen = self._advancing if lanes is None else [self.tables[name] for name in lanes]
         for table in chosen:
             if upto > table.reserved:
                 raise ValueError(
@@ -130,14 +134,15 @@ class View:
             self._cache.give(lane.name, table.cut(blocks_for(to)))
             self._withdraw(lane, to // BLOCK)
 
-    def publish(self, tokens: Sequence[int]) -> None:
-        """Offer the full blocks below the watermarks to later requests; ``tokens`` are the request's token ids.
+    def publish(self, tokens: Sequence[int], upto: int | None = None) -> None:
+        """Offer the full blocks below the watermarks to later requests; ``tokens`` are the request's token ids;
+        none from ``upto`` on are offered.
 
         Where the tree has rows for the same tokens already, the view uses those from now on and releases its own.
         """
         if not self._cache.sharing:
             return
-        known = len(tokens)
+        known = len(tokens) if upto is None else min(upto, len(tokens))
         for lane, table in self._paged:
             first, stop = self._published[lane.name], min(table.filled, known) // BLOCK
             if first < stop:

@@ -66,6 +66,9 @@ class Request:
     """Sample 0 of the same prompt, whose computed prompt the other samples share."""
     reuse: bool = True
     """Whether cached prefixes may serve it: not when every prompt row's logits are wanted."""
+    shared: int | None = None
+    """Rows from this position on are the request's own: its method computes them in sight of later tokens, or anew,
+    so that the prefix cache does not offer them to others. None: all rows are shared."""
     tokens: list[int] = field(default_factory=list)
     """Prompt and generated tokens."""
     views: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +125,8 @@ class Committed:
     """First position and logits float32 [rows, vocab] that the request itself keeps."""
     drafted: int = 0
     accepted: int = 0
+    feature: str | None = None
+    """Feature lane that the chunk wrote, whose watermark rises too; filled in by the engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,12 +143,12 @@ class Scheduler:
         return rows
 
     def _guarantee(self, request: Request, rows: int) -> bool:
-        """Make room for its rows, preempting the newest of the lowest priority if it must; False if it is itself out."""
+        """Make room for its rows, preempting the newest of the lowest priority if it must; False if that is itself."""
         if request.phase is not Phase.RUNNING:
             return False  # preempted for an earlier one
         try:
             view: View = request.views[request.model]
-            while not view.reserve(view.filled + rows):
+            while not view.reserve(view.filled + rows, start=request.shared):
                 victim = max((r for r in self.running if r.model == request.model), key=seniority)
                 self.preempt(victim)
                 if victim is request:
@@ -161,7 +161,7 @@ class Scheduler:
     def _extend(self, request: Request, rows: int) -> bool:
         """Make room for all rows it won; extra rows stop nobody."""
         view: View = request.views[request.model]
-        return view.reserve(view.filled + rows)
+        return view.reserve(view.filled + rows, start=request.shared)
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while their known tokens find room beside the running ones."""
@@ -200,7 +200,8 @@ class Scheduler:
             view = computed.fork(request.id)
             view.truncate(len(request.prompt) - 1)
         else:
-            view = cache.open(request.id, request.tokens, self.lineage(request), reuse=request.reuse)
+            needs = self.method(request).facts.needs & cache.lanes.keys()
+            view = cache.open(request.id, request.tokens, self.lineage(request), reuse=request.reuse, needs=needs)
         # One token of headroom per running request, so that admission does not cause the next preemption.
         fits = view.reserve(len(request.tokens)) and (not self.running or cache.available() >= len(self.running))
         if fits:

@@ -241,6 +241,8 @@ class Engine:
             self.caches[request.model].keep([(view, row, position) for row, position in committed.keep])
         if committed.filled is not None:
             view.advance(committed.filled)
+            if committed.feature is not None:
+                view.advance(committed.filled, (committed.feature,))
         stats = request.stats
         stats.steps += 1
         stats.drafted += committed.drafted
@@ -250,7 +252,7 @@ class Engine:
             request.scores[committed.scores[0]] = committed.scores[1]
         tokens, finish, text = list(committed.tokens), committed.finish, ""
         if not tokens and finish is None:
-            view.publish(request.tokens)
+            view.publish(request.tokens, request.shared)
             return None
         if tokens and stats.first_token is None:
             stats.first_token = time.monotonic()
@@ -266,7 +268,7 @@ class Engine:
         if committed.logits is not None:
             request.logprobs += logprobs(committed.logits[: len(tokens)], tokens, request.params.logprobs or 0)
         # Only rows of known tokens are published: behind a stop string the watermark may lie past the text.
-        view.publish(request.tokens)
+        view.publish(request.tokens, request.shared)
         if finish is None:
             return Delta(request.id, tuple(tokens), text)
         if request.text is not None:
@@ -301,4 +303,7 @@ def _propose(method: DecodingMethod, requests: list[Request], rows: list[int]) -
 
 
 def _commit(method: DecodingMethod, requests: list[Request], outputs: list[Output]) -> list[Committed]:
-    return method.commit(requests, [output.chunk for output in outputs], outputs)
+    done = method.commit(requests, [output.chunk for output in outputs], outputs)
+    for committed, output in zip(done, outputs, strict=True):
+        committed.feature = output.chunk.feature
+    return done
