@@ -75,9 +75,14 @@ class EarlyExit(Speculative):
                 tokens[i].append(token)
         return [
             Chunk(
-                each.id, "target", tokens[i][:-1], list(range(each.filled, each.filled + len(hidden[i]))),
-                roles=[Role.COMMIT] + [Role.CANDIDATE] * self.drafted, scratch=None if self.fresh else scratch[i],
-                layers=(EXIT, LAYERS), entering=torch.cat(hidden[i]),
+                each.id,
+                "target",
+                tokens[i][:-1],
+                list(range(each.filled, each.filled + len(hidden[i]))),
+                roles=[Role.COMMIT] + [Role.CANDIDATE] * self.drafted,
+                scratch=None if self.fresh else scratch[i],
+                layers=(EXIT, LAYERS),
+                entering=torch.cat(hidden[i]),
             )
             for i, each in enumerate(requests)
         ]

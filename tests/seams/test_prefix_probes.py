@@ -66,8 +66,14 @@ class Prefixed:
         roles = [Role.PROBE] * (1 + PROBES)
         roles[at] = Role.COMMIT
         return Chunk(
-            request.id, "target", [*begin[0], *ahead, ahead[0]], [*begin[1], last + 1, last + 2, last + 1], segments,
-            roles, logits=(at, *range(PREFIX + 1, PREFIX + 1 + AHEAD + 1)), embeddings=TRAINED,
+            request.id,
+            "target",
+            [*begin[0], *ahead, ahead[0]],
+            [*begin[1], last + 1, last + 2, last + 1],
+            segments,
+            roles,
+            logits=(at, *range(PREFIX + 1, PREFIX + 1 + AHEAD + 1)),
+            embeddings=TRAINED,
         )
 
     def commit(self, requests, chunks, outputs):

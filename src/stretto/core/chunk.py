@@ -117,6 +117,10 @@ class Chunk:
     mass: bool = False
     feature: str | None = None
     """Name of the feature lane that the rows' last wanted hidden state is written to."""
+    leg: str = ""
+    """Which of the request's contexts the rows belong to: its own, or a further one that its method reserves."""
+    legs: list[Chunk] = field(default_factory=list)
+    """Chunks of the request's further contexts that travel in the same pass (guidance, auxiliary contexts)."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -179,6 +183,8 @@ class Output:
     first: int
     hidden: dict[int, Tensor] = field(default_factory=dict)
     """Wanted hidden states [rows, width] by layer border; where rows leave early also by that border."""
+    legs: list[Output] = field(default_factory=list)
+    """Outputs of the chunk's ``legs``, in order."""
     scratch: Sequence[int | None] = ()
     """Scratch row of each row that has one, usable as ``held`` or ``scratch`` until the step ends."""
 

@@ -35,7 +35,7 @@ class Facts:
     lineage: str = ""
     """What sets its cached rows apart from exact ones (a cache policy): such rows serve nobody else."""
     legs: tuple[str, ...] = ()
-    """Further contexts per request whose logits a named function combines before ``choose`` (guidance)."""
+    """Names of the further contexts it reserves per request, whose logits it combines before ``choose`` (guidance)."""
 
 
 class Services(Protocol):
@@ -50,8 +50,11 @@ class Services(Protocol):
         """
         ...
 
-    def view(self, request: Request, model: str) -> View:
-        """Return the request's place in the cache of ``model``, opening it (with a prefix hit) if need be."""
+    def view(self, request: Request, model: str, leg: str = "") -> View:
+        """Return the place of one of the request's contexts in the cache of ``model``, opening it if need be.
+
+        Its own context begins with a prefix hit, a leg empty.
+        """
         ...
 
     def keep(self, request: Request, model: str, moves: Sequence[tuple[int, int]]) -> None:

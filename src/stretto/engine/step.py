@@ -139,28 +139,43 @@ class Engine:
         return [output for output in outputs if output is not None]
 
     def _pass_of(self, name: str, requests: list[Request], chunks: list[Chunk]) -> list[Output]:
-        """Run one pass of one model."""
+        """Run one pass of one model, the chunks' legs behind them."""
         model = self.models[name]
-        for chunk in chunks:
+        owners, rows = requests.copy(), chunks.copy()
+        for request, chunk in zip(requests, chunks, strict=True):
+            for leg in chunk.legs:
+                owners.append(request)
+                rows.append(leg)
+        for chunk in rows:
             chunk.validate(model.vocab_size)
-        batch, firsts, scratch = pack(chunks, [self.view(request, name) for request in requests], self.caches[name])
+        views = [self.view(request, name, chunk.leg) for request, chunk in zip(owners, rows, strict=True)]
+        batch, firsts, scratch = pack(rows, views, self.caches[name])
         result = model.forward(batch)
         self.rows += len(batch)
         outputs: list[Output] = []
-        for place, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+        for place, (request, chunk) in enumerate(zip(owners, rows, strict=True)):
             request.stats.rows += len(chunk.tokens)
             if chunk.roles is None:
                 request.stats.prompt_rows += len(chunk.tokens)
             hidden = result.hidden[place] if result.hidden else {}
-            outputs.append(Output(chunk, result.logits, firsts[place], hidden, scratch[place]))
-        return outputs
+            outputs.append(Output(chunk, result.logits, firsts[place], hidden, scratch=scratch[place]))
+        further = iter(outputs[len(chunks) :])
+        for output in outputs[: len(chunks)]:
+            if output.chunk.legs:
+                output.legs = [next(further) for _ in output.chunk.legs]
+        return outputs[: len(chunks)]
 
-    def view(self, request: Request, model: str) -> View:
-        """Return the request's place in the cache of ``model``, opened with a prefix hit when it has none yet."""
-        view = request.views.get(model)
+    def view(self, request: Request, model: str, leg: str = "") -> View:
+        """Return the place of one of the request's contexts in the cache of ``model``, opened when it has none yet.
+
+        Its own context begins with a prefix hit, a leg empty.
+        """
+        key = f"{model}/{leg}" if leg else model
+        view = request.views.get(key)
         if view is None:
-            view = self.caches[model].open(request.id, request.tokens, self._lineage(request, model))
-            request.views[model] = view
+            tokens = [] if leg else request.tokens
+            view = self.caches[model].open(request.id, tokens, self._lineage(request, model), reuse=not leg)
+            request.views[key] = view
         return view
 
     def keep(self, request: Request, model: str, moves: Sequence[tuple[int, int]]) -> None:

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 class Probes:
     """Rows that a drafter adds for their outputs alone: lookahead windows, n-gram pools, learned prompt tokens.
 
-    ``depth`` is each row's distance from the last known token. A segment's parent is a node of the tree (-1: the last
-    known row), or, from the number of nodes upwards, an earlier probe row.
+    ``depth`` is each row's distance from the last known token. A segment's parent is a row of the chunk (0: the last
+    known token, 1 + j: node j of the tree, behind them the probe rows) or ``CONTEXT``; its ``also`` counts the probes'
+    own segments.
     """
 
     tokens: list[int]
     depth: list[int]
     segments: list[Segment]
     embeddings: Tensor | None = None
+    rope: list[int] | None = None
+    """Positions that rotate the probe rows; None: those that follow from ``depth``."""
 
 
 @dataclass(slots=True)

@@ -26,11 +26,23 @@ class Speculative:
     """
 
     def __init__(
-        self, name: str, drafters: Sequence[Drafter], *, verifier: Verifier | None = None, rows: int = 8
+        self,
+        name: str,
+        drafters: Sequence[Drafter],
+        *,
+        verifier: Verifier | None = None,
+        rows: int = 8,
+        hidden: tuple[int, ...] = (),
+        feature: str | None = None,
     ) -> None:
-        self.name, self.drafters, self.rows = name, list(drafters), rows
+        """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: the hidden states
+        at these layer borders in ``observe``, and the feature lane that stores the last of them.
+        """
+        self.name, self.drafters, self.rows, self.hidden, self.feature = name, list(drafters), rows, hidden, feature
         self.verifier: Verifier = verifier or Coupled()
-        self.facts = Facts(fidelity=self.verifier.fidelity)
+        self.facts = Facts(
+            fidelity=self.verifier.fidelity, needs=frozenset() if feature is None else frozenset({feature})
+        )
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -53,6 +65,7 @@ class Speculative:
             draft = by_request.get(i)
             request.memory[self.name] = draft.tree if draft else DraftTree.run([])
             chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
+            chunks[-1].hidden, chunks[-1].feature = self.hidden, self.feature
         return chunks
 
     def commit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stretto.core.chunk import ALL_ROWS, Chunk, Role, Segment
 from stretto.core.request import Request
 from stretto.core.tree import DraftTree
@@ -71,15 +73,17 @@ def draft_chunk(request: Request, draft: Draft) -> Chunk:
     index = [position, *(position + depth for depth in depths(tree))]
     segments = tree_segments(tree)
     roles = [Role.COMMIT, *[Role.CANDIDATE] * len(tree)]
-    embeddings = None
+    chunk = Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,))
     if probes is not None:
-        tokens += probes.tokens
-        index += [position + depth for depth in probes.depth]
-        roles += [Role.PROBE] * len(probes.tokens)
+        behind = [position + depth for depth in probes.depth]
+        if probes.rope is not None:
+            chunk.rope = index + probes.rope
+        chunk.tokens = tokens + probes.tokens
+        chunk.index = index + behind
+        chunk.roles = roles + [Role.PROBE] * len(probes.tokens)
         shift = len(segments)
-        segments += [
-            Segment(s.rows, s.parent + 1, s.mutual, s.sees, tuple(other + shift for other in s.also), s.held)
-            for s in probes.segments
+        chunk.segments = segments + [
+            replace(segment, also=tuple(other + shift for other in segment.also)) for segment in probes.segments
         ]
-        embeddings = probes.embeddings
-    return Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,), embeddings=embeddings)
+        chunk.embeddings = probes.embeddings
+    return chunk
