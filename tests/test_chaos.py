@@ -21,8 +21,8 @@ from stretto.engine.step import Engine
 ROWS = 64
 
 
-def storm(model, plain, seed: int, *, rounds: int, length: int) -> list[str]:
-    """Run rounds of requests through a random engine; return what went wrong, one line each."""
+def storm(model, plain, seed: int, *, rounds: int, length: int) -> tuple[list[str], int, int]:
+    """Run rounds of requests through a random engine; return what went wrong, one line each, drafts accepted, preemptions."""
     chance = random.Random(seed)
     cases = [(prompt, params) for prompt in PROMPTS for params in PARAMS]
     truth = {tuple(plain(*case)[0]): plain(*case)[1] for case in cases}
@@ -65,20 +65,25 @@ def storm(model, plain, seed: int, *, rounds: int, length: int) -> list[str]:
             if each.finish == "length" and len(got) != length:
                 wrong.append(f"seed {seed}, round {number}: {case} has {len(got)} tokens")
     assert_whole(engine)
+    return wrong, accepted, preempted
+
+
+def check(found: tuple[list[str], int, int]) -> None:
+    wrong, accepted, preempted = found
+    assert not wrong
     assert accepted > 20 and preempted > 0, "a storm without accepted drafts and preemptions proves nothing"
-    return wrong
 
 
 def test_storm(tiny_model, plain, request):
     seed = request.config.getoption("--chaos-seed") or random.SystemRandom().randrange(1 << 32)
     print(f"chaos seed {seed}")
-    assert not storm(tiny_model, plain, seed, rounds=2, length=LENGTH)
+    check(storm(tiny_model, plain, seed, rounds=2, length=LENGTH))
 
 
 @pytest.mark.long
 def test_long_storms(tiny_model, plain):
     for seed in range(20):
-        assert not storm(tiny_model, plain, seed, rounds=4, length=LENGTH)
+        check(storm(tiny_model, plain, seed, rounds=4, length=LENGTH))
 
 
 def test_the_storm_notices_rows_kept_at_the_wrong_place(tiny_model, plain, monkeypatch):
@@ -89,4 +94,5 @@ def test_the_storm_notices_rows_kept_at_the_wrong_place(tiny_model, plain, monke
         return keep(self, [(view, max(0, row - 1), position) for view, row, position in moves], lanes)
 
     monkeypatch.setattr(ModelCache, "keep", beside)
-    assert storm(tiny_model, plain, 1, rounds=1, length=64)
+    wrong, accepted, _ = storm(tiny_model, plain, 1, rounds=2, length=96)
+    assert accepted and wrong

@@ -1,4 +1,4 @@
-"""The engine as a state machine with injected faults: nothing leaks, nobody starves, no fault touches another's text."""
+"""The engine as a state machine with injected faults: nothing leaks, nobody starves, texts stay their own."""
 
 from __future__ import annotations
 

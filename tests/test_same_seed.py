@@ -63,10 +63,7 @@ def texts(cell: Cell, model, plain, verifier=None) -> tuple[list[list[int]], Eng
         request(engine, plain(*case)[0], method, max_tokens=LENGTH, **PARAMS[case[1]])
         for case, method in zip(CASES, methods, strict=True)
     ]
-    if cell.together:
-        found = run(engine, *requests)
-    else:
-        found = [run(engine, each)[0] for each in requests]
+    found = run(engine, *requests) if cell.together else [run(engine, each)[0] for each in requests]
     return found, engine, requests
 
 

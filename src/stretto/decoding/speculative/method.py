@@ -35,8 +35,8 @@ class Speculative:
         hidden: tuple[int, ...] = (),
         feature: str | None = None,
     ) -> None:
-        """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: the hidden states
-        at these layer borders in ``observe``, and the feature lane that stores the last of them.
+        """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at
+        these layer borders in ``observe``, and the feature lane that stores the last of them.
         """
         self.name, self.drafters, self.rows, self.hidden, self.feature = name, list(drafters), rows, hidden, feature
         self.verifier: Verifier = verifier or Coupled()
