@@ -22,7 +22,7 @@ ROWS = 64
 
 
 def storm(model, plain, seed: int, *, rounds: int, length: int) -> tuple[list[str], int, int]:
-    """Run rounds of requests through a random engine; return what went wrong, one line each, drafts accepted, preemptions."""
+    """Run rounds of requests through a random engine; return what went wrong, drafts accepted, preemptions."""
     chance = random.Random(seed)
     cases = [(prompt, params) for prompt in PROMPTS for params in PARAMS]
     truth = {tuple(plain(*case)[0]): plain(*case)[1] for case in cases}

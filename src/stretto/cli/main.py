@@ -63,7 +63,7 @@ def evaluate(
 def tiny(
     data: Annotated[Path, typer.Option(help="Folder with <corpus>.<split>.jsonl[.xz] files.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and its checkpoints; an unfinished run resumes.")],
-    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.")] = 4500,
+    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.")] = 3200,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
 ) -> None:
     """Train stretto-tiny: a Llama of 5.8 M weights."""

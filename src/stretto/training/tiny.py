@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from stretto.training.muon import Muon
 class Schedule:
     """How long and how fast: a step sees ``rows`` tokens; the rate is constant, then falls linearly to zero."""
 
-    steps: int = 4500
+    steps: int = 3200
     rows: int = 4096
     window: int = 512
     long_share: float = 0.2
@@ -128,13 +127,12 @@ def train_tiny(
     seed: int = 0,
     compiled: bool = False,
     save_every: int = 100,
-    stop_after: int | None = None,
+    report_every: int = 20,
     report: Callable[[str], None] = print,
 ) -> None:
     """Train and write ``model.safetensors``, ``config.json``, the tokenizer and document hashes into ``out``.
 
-    ``compiled`` uses ``torch.compile`` (needs a C++ compiler; a quarter faster). ``stop_after`` ends the run early,
-    as a crash would, and leaves the checkpoint.
+    ``compiled`` uses ``torch.compile`` (needs a C++ compiler; a quarter faster).
     """
     schedule = schedule or Schedule()
     shape = shape or LlamaShape(hidden_size=256, intermediate_size=768, num_attention_heads=4)
@@ -165,7 +163,7 @@ def train_tiny(
         # Micro-batches of 2,048 tokens keep the logits in the last-level cache: faster than one large batch.
         parts = windows.split(max(1, 2048 // (windows.shape[1] - 1)))
         for part in parts:
-            with torch.autocast("cpu", torch.bfloat16) if torch.get_default_dtype() == torch.float32 else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_of(part) / len(parts)
             loss.backward()
             mean += loss.item()
@@ -173,7 +171,7 @@ def train_tiny(
         muon.step()
         adam.step()
         model.zero_grad(set_to_none=True)
-        if step % 20 == 0 or step + 1 == schedule.steps:
+        if step % report_every == 0 or step + 1 == schedule.steps:
             report(f"step {step} loss {mean:.4f} minutes {(time.monotonic() - started) / 60:.1f}")
         if (step + 1) % save_every == 0 or step + 1 == schedule.steps:
             state = {
@@ -183,8 +181,6 @@ def train_tiny(
                 "step": step + 1,
             }
             save_atomically(state, path)
-        if stop_after is not None and step + 1 >= stop_after:
-            return
     export(model, out)
 
 
