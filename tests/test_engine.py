@@ -109,3 +109,27 @@ def test_high_priority_is_served_first_and_preempts():
         ended += [d.request for d in engine.step() if d.finish]
     assert ended[0] == high.id
     assert_whole(engine)
+
+
+def test_prompts_bid_by_ttft_goal_and_running_requests_are_never_stalled():
+    model = ToyModel()
+    engine = engine_of(
+        model, cache_tokens=1024, max_rows=12, methods=[Speculative("garbage", [GarbageDrafter(64)], rows=6)]
+    )
+    plain, drafting = request(engine, [1, 2]), request(engine, [3, 4], "garbage")
+    for each in (plain, drafting):
+        engine.submit(each)
+    engine.step()
+    late, urgent = request(engine, [5] * 90), request(engine, [6] * 90, ttft_ms=10.0)
+    for each in (late, urgent):
+        engine.submit(each)
+    while not urgent.state.generated:
+        before, drafted = plain.state.generated, drafting.stats.rows
+        engine.step()
+        assert plain.state.generated == before + 1, "a running request waited for a prompt"
+        assert drafting.stats.rows > drafted
+    assert not late.state.generated and late.stats.rows, "guaranteed rows are everyone's"
+    assert drafting.stats.drafted, "prompts starved the drafts"
+    while engine.busy:
+        engine.step()
+    assert_whole(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import random
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from stretto import LLM, AsyncEngine, SamplingParams
 from stretto.core.masks import register_mask
+from stretto.engine.host import Host
 
 STORY = "Once upon a time there was a king"
 
@@ -163,6 +165,29 @@ def test_bad_requests_are_told_why_and_harm_no_other(tiny):
 def test_bad_arguments_name_themselves(options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         LLM(**{"model": "stretto-tiny", "cache_tokens": 64, **options})
+
+
+def serve(inbox, outbox):
+    """The engine's side, in a process of its own."""
+    Host(LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=512), outbox.put).serve(inbox)
+
+
+def test_the_border_can_be_crossed_to_another_process(tiny):
+    context = multiprocessing.get_context("spawn")
+    inbox, outbox = context.Queue(), context.Queue()
+    child = context.Process(target=serve, args=(inbox, outbox))
+    child.start()
+    params = SamplingParams(seed=3, max_tokens=10, n=2)
+    inbox.put({"op": "submit", "id": "a", "prompt": STORY, "params": params.to_dict()})
+    done = {}
+    while len(done) < 2:
+        event = outbox.get(timeout=120)
+        if "completion" in event:
+            done[event["index"]] = event["completion"]["text"]
+    inbox.put({"op": "stop"})
+    child.join(60)
+    assert child.exitcode == 0
+    assert [done[0], done[1]] == [c.text for c in tiny.generate(STORY, params)]
 
 
 def test_async_engine_serves_many_and_aborts(tiny):
