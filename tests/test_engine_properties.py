@@ -31,9 +31,14 @@ def expected(prompt: tuple[int, ...], temperature: float) -> list[int]:
 
 
 class Faulty(Plain):
-    """Plain decoding that raises for some requests: in propose, in commit, or in end."""
+    """Plain decoding that raises for some requests: in its bid, in propose, in commit, or in end."""
 
     name = "faulty"
+
+    def extra(self, request):
+        if request.prompt[0] == 59:
+            raise RuntimeError("the bid broke")
+        return 0
 
     def propose(self, requests, rows):
         if any(r.prompt[0] == 60 for r in requests):
@@ -129,10 +134,31 @@ class EngineMachine(RuleBasedStateMachine):
         else:
             assert victim.finish in ("error", "length")
 
+    @rule(prompt=st.lists(st.integers(1, 58), min_size=1, max_size=40).map(tuple))
+    def an_admission_raises(self, prompt):
+        """The cache raises while one request is admitted: it alone ends."""
+        cache = self.engine.caches["target"]
+        opened, doomed = cache.open, request(self.engine, list(prompt), max_tokens=LENGTH, priority=2)
+
+        def broken(number, *arguments, **named):
+            view = opened(number, *arguments, **named)
+            if number == doomed.id:
+                view.reserve = lambda *_, **__: 1 // 0
+            return view
+
+        cache.open = broken
+        self.engine.submit(doomed)
+        for _ in range(200):
+            if doomed.finish:
+                break
+            self.step(1)
+        del cache.open
+        assert doomed.finish == "error" and "division" in doomed.error
+
     def settle(self, asked):
         del self.alive[asked.id], self.unserved[asked.id]
         got = asked.tokens[len(asked.prompt) :]
-        doomed = asked.prompt[-1] == FATAL or (asked.method == "faulty" and asked.prompt[0] in (60, 61))
+        doomed = asked.prompt[-1] == FATAL or (asked.method == "faulty" and asked.prompt[0] in (59, 60, 61))
         if asked.finish == "error":
             memory = "no memory" in asked.error
             assert memory or doomed or FATAL in expected(tuple(asked.prompt), asked.params.temperature), asked.error

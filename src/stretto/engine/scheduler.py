@@ -120,7 +120,7 @@ class Scheduler:
                 wants[i] = max(0, pending - least[i])
                 prompts.append(i)
             else:
-                wants[i] = self.method(request).extra(request)
+                wants[i] = self._bid(request)
                 if wants[i]:
                     drafts.append(i)
         if left == 0 or not (prompts or drafts):
@@ -141,6 +141,14 @@ class Scheduler:
             rows[i] += won
             for_drafts -= won
         return rows
+
+    def _bid(self, request: Request) -> int:
+        """Return the rows its method would draft; one whose bid raises drafts nothing and is ended by the engine."""
+        try:
+            return self.method(request).extra(request)
+        except Exception as error:
+            self.failed.append((request, error))
+            return 0
 
     def _guarantee(self, request: Request, rows: int) -> bool:
         """Make room for its rows, preempting the newest of the lowest priority if it must; False if that is itself."""
@@ -202,12 +210,14 @@ class Scheduler:
         else:
             needs = self.method(request).facts.needs & cache.lanes.keys()
             view = cache.open(request.id, request.tokens, self.lineage(request), reuse=request.reuse, needs=needs)
-        # One token of headroom per running request, so that admission does not cause the next preemption.
-        fits = view.reserve(len(request.tokens)) and (not self.running or cache.available() >= len(self.running))
-        if fits:
-            return view
-        view.close()
-        return None
+        fits = False
+        try:
+            # One token of headroom per running request, so that admission does not cause the next preemption.
+            fits = view.reserve(len(request.tokens)) and (not self.running or cache.available() >= len(self.running))
+        finally:
+            if not fits:
+                view.close()
+        return view if fits else None
 
     def _outranked(self, request: Request) -> bool:
         """Preempt the newest of a lower priority for a waiting request; False if there is none."""

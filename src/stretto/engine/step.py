@@ -108,6 +108,7 @@ class Engine:
             for request, error in self.scheduler.failed:
                 self._fail(request, error)
             self.scheduler.failed.clear()
+            grants = [grant for grant in grants if grant.request.phase is not Phase.DONE]
             for committed in self._run(grants):
                 delta = self._apply_safely(committed)
                 if delta is not None:
