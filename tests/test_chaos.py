@@ -82,7 +82,7 @@ def test_storm(tiny_model, plain, request):
 
 @pytest.mark.long
 def test_long_storms(tiny_model, plain):
-    for seed in range(20):
+    for seed in range(6):
         check(storm(tiny_model, plain, seed, rounds=4, length=LENGTH))
 
 
