@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 PROMPTS = {
-    "story": "Once upon a time there was a king who",
-    "code": "def find_maximum(numbers):\n    ",
+    "story": "Once upon a time there was a king who had three sons, and the youngest of them went out into the wood to",
+    "code": "def find_maximum(numbers):\n    largest = numbers[0]\n    for number in numbers:\n        if number >",
     "math": "Question: Tom has 12 apples and gives 5 to Anna. How many apples has he left?\nAnswer:",
 }
 PARAMS = {

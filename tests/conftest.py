@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,7 +16,20 @@ from stretto.models.transformer import Transformer
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a storm be repeated."""
-    parser.addoption("--chaos-seed", type=int, default=None, help="seed of test_chaos (default: a new one, printed)")
+    parser.addoption(
+        "--chaos-seed", type=int, default=None, help="seed of test_chaos (default: a new one, in the header)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the storm's seed before anything is printed."""
+    if config.getoption("--chaos-seed") is None:
+        config.option.chaos_seed = random.SystemRandom().randrange(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the seed of this run's storm."""
+    return f"chaos seed: {config.getoption('--chaos-seed')}"
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +43,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny() -> LLM:
     """The embedded model in fp32."""
-    return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=8192)
+    return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=2000)
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,8 @@ def test_generate_streams_into_a_pipe_and_speaks_json(tiny):
         (["generate", "x", "--no-such-option"], 2, "no-such-option"),
         (["generate", "x", "--max-tokens", "many"], 2, "max-tokens"),
         (["generate", "x", "--model", "stretto-tinny"], 1, "stretto-tiny"),
-        (["generate", "x", "--temperature", "-1"], 1, "temperature"),
-        (["generate", "x", "--method", "plane"], 1, "plain"),
+        (["generate", "x", "--temperature", "-1"], 2, "temperature"),
+        (["generate", "x", "--method", "plane"], 2, "plain"),
     ],
 )
 def test_exit_codes_and_messages(arguments, code, message):

@@ -30,6 +30,32 @@ def test_streams_join_to_the_text_and_end_inside_no_character(tiny):
     assert [c.text for c in tiny.generate(STORY, params)] == [done[0].text, done[1].text]
 
 
+def test_streams_and_calls_may_be_interleaved(tiny):
+    params = [SamplingParams(seed=seed, max_tokens=16) for seed in (1, 2, 3)]
+    alone = [tiny.generate(STORY, each)[0].text for each in params]
+    first, second = (tiny.stream(STORY, each) for each in params[:2])
+    texts, inner = ["", ""], ""
+    for one, two in zip(first, second, strict=True):
+        texts = [texts[0] + one.text, texts[1] + two.text]
+        inner = inner or tiny.generate(STORY, params[2])[0].text
+    assert [*texts, inner] == alone
+
+
+def test_scores_survive_preemption(tiny):
+    ids = tiny.tokenizer.encode(STORY * 8)
+    whole, llm = tiny.logits(ids), LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=512, max_rows=11)
+    step = llm.engine.step
+
+    def disturbed():
+        if llm.engine.steps == 3:
+            llm.engine.scheduler.preempt(llm.engine.scheduler.running[0])
+            llm.engine.scheduler.max_rows = 7
+        return step()
+
+    llm.engine.step = disturbed
+    assert torch.equal(llm.logits(ids), whole)
+
+
 def test_stop_strings_cut_the_text_wherever_tokens_end(tiny):
     whole = tiny.generate(STORY, SamplingParams(temperature=0.8, seed=1, max_tokens=80))[0]
     cuts = random.Random(0)
@@ -126,6 +152,9 @@ BAD = [
     (STORY, {"mask": ("no-such-mask", {})}, "no-such-mask"),
     (STORY, {"stop_token_ids": (9999,)}, "stop_token_ids"),
     (STORY, {"max_tokens": 0}, "max_tokens"),
+    (STORY, {"top_p": 10**400}, "top_p"),
+    (STORY, {"n": 10**9}, "n=1000000000"),
+    ([5] * 2040, {"max_tokens": None}, "2048 tokens of cache"),
 ]
 
 

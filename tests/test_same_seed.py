@@ -18,7 +18,7 @@ from stretto.decoding.plain import Plain
 from stretto.decoding.speculative.method import Speculative
 from stretto.engine.step import Engine
 
-CASES = [("story", "greedy"), ("code", "nucleus"), ("math", "all")]
+CASES = [("math", "greedy"), ("story", "nucleus"), ("code", "all")]
 
 
 class Cell(NamedTuple):
@@ -72,7 +72,7 @@ def test_the_text_depends_on_nothing_else(cell, tiny_model, plain):
     found, engine, requests = texts(cell, tiny_model, plain)
     assert found == [plain(*case)[1] for case in CASES]
     assert bool(sum(r.stats.preemptions for r in requests)) == cell.preempted
-    assert all(r.stats.cached for r in requests if len(r.prompt) > 16) == cell.hit
+    assert [bool(r.stats.cached) for r in requests] == [cell.hit] * 3
     if cell.method != "plain":
         # Drafts that are never made, or never accepted, would prove nothing.
         assert all(r.stats.accepted > LENGTH // 4 for r in requests if r.method == "drafted")

@@ -113,3 +113,8 @@ def test_the_embedded_model_never_saw_held_out_documents():
     assert len(trained) > 10_000 and len(held_out) > 1_000
     assert all(len(name) == len(document_hash("x")) for name in trained | held_out)
     assert not trained & held_out
+
+
+def test_the_embedded_model_has_a_card():
+    card = (resolve("stretto-tiny") / "README.md").read_text()
+    assert all(word in card for word in ("Gutenberg", "GSM8K", "CPython", "GPTeacher", "MIT", "PSF", "5.77 M", "1.37"))

@@ -72,7 +72,7 @@ class Company:
         while engine.busy:
             engine.step()
             running = [each for each in tested if each in engine.scheduler.running and each.state.generated]
-            if engine.steps % 10 == 0 and running and not running[-1].stats.preemptions:
+            if engine.steps % 4 == 0 and running and not running[-1].stats.preemptions:
                 engine.scheduler.preempt(running[-1])
         assert [text(each) for each in mine] == self.texts
         assert sum(each.stats.preemptions for each in tested) > 0

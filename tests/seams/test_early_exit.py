@@ -56,7 +56,7 @@ class EarlyExit(Speculative):
         chunks = []
         for i, (each, count) in enumerate(zip(requests, rows, strict=True)):
             chunk = next(verified) if i in drafting else known_chunk(each, count)
-            each.memory[self.name] = DraftTree.run(chunk.tokens[1:] if i in drafting else [])
+            each.memory[self._tree] = DraftTree.run(chunk.tokens[1:] if i in drafting else [])
             chunks.append(chunk)
         return chunks
 
@@ -100,7 +100,7 @@ class EarlyExit(Speculative):
         done = super().commit(requests, chunks, outputs)
         for committed, chunk, output in zip(done, chunks, outputs, strict=True):
             if committed.tokens:
-                known = len(chunk) - len(committed.request.memory[self.name]) - 1
+                known = len(chunk) - len(committed.request.memory[self._tree]) - 1
                 path = [*committed.request.tokens]
                 for row, token in enumerate(committed.tokens, known):
                     self.seen[tuple(path)] = output.logits[output.row(row)].clone()

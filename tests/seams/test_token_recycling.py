@@ -60,7 +60,7 @@ class Recycling:
                     self.next[chunk.tokens[row]] = logits.topk(SUCCESSORS).indices.tolist()
 
 
-PARAMS = [{"temperature": temperature, "seed": 3, "max_tokens": 32} for temperature in [0.0, 0.3] * 2]
+PARAMS = [{"temperature": temperature, "seed": 3, "max_tokens": 64} for temperature in [0.0, 0.3] * 2]
 ASKED = [(prompt, "recycling", params) for prompt, params in zip(prompts(4), PARAMS, strict=True)]
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stretto.core.chunk import Sight
+from stretto.core.sight import Sight
 
 _ONE = 1 << 32
 """Attention mass is added up in units of 1 / _ONE: integer sums do not depend on their order."""

@@ -6,17 +6,26 @@ import json
 import sys
 from typing import Any
 
+import typer
+
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
-from stretto.engine.llm import LLM
+from stretto.engine.llm import LLM, pick_device
+from stretto.recipes.table import build_method
 
 
 def run(
     prompt: str, *, model: str, method: str, device: str, params: dict[str, Any], stats: bool, as_json: bool
 ) -> None:
     """Load the model, stream one completion to standard output. On a terminal the prompt is shown first, in bold."""
+    try:
+        sampling = SamplingParams.from_dict(params)
+        sampling.validate(vocab_size=2**31)
+        build_method(method)
+        pick_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     llm = LLM(model, method=method, device=device)
-    sampling = SamplingParams.from_dict(params)
     screen = sys.stdout.isatty()
     if screen and not as_json:
         print(f"\x1b[1m{prompt}\x1b[0m", end="", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def generate(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
     files: Annotated[list[Path], typer.Argument(help="JSON Lines files of documents, plain or .xz.")],
-    limit: Annotated[int | None, typer.Option(help="Only so many documents of each file.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many documents of each file.", min=1)] = None,
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
@@ -62,8 +63,10 @@ def evaluate(
 @train_app.command()
 def tiny(
     data: Annotated[Path, typer.Option(help="Folder with <corpus>.<split>.jsonl[.xz] files.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model and its checkpoints; an unfinished run resumes.")],
-    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.")] = 3200,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the model and its checkpoints; an unfinished run resumes.")
+    ] = Path("checkpoints/stretto-tiny"),
+    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.", min=1)] = 3200,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
 ) -> None:
     """Train stretto-tiny: a Llama of 5.8 M weights."""
@@ -81,6 +84,9 @@ def _piped() -> str:
 def main() -> None:
     """Run the command line: exit 0, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
     try:
         # Commands return nothing: a number is the exit code of an interruption (some versions raise it instead).
         code = app(standalone_mode=False) or 0

@@ -6,13 +6,15 @@ from its segment. Nothing in a chunk says *why* the rows are there: that is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stretto.core.sight import Hook, Sight
 
 CONTEXT = -1
 """Parent of a segment that follows the cached context rather than a row of its chunk."""
@@ -52,32 +54,6 @@ class Segment:
     """Numbers of earlier segments of this chunk that are seen whole beside the parent's path."""
     held: tuple[tuple[int, int], ...] = ()
     """(index, scratch row) of rows that an earlier pass of this step left in scratch."""
-
-
-class Sight(Protocol):
-    """Decides what rows see of their entries once the query is known: selection, eviction, merging weights.
-
-    One protocol carries every cache policy; chunks without one pay nothing.
-    """
-
-    def bias(self, layer: int, query: Tensor, rows: Sequence[int], index: Tensor) -> Tensor | None:
-        """Return what is added to the scores: float [rows, 1 or kv_heads, entries], -inf hides; None leaves them.
-
-        ``query`` is [rows, heads, head_size] behind rope, ``rows`` the logical indices of the rows and ``index``
-        int64 [entries] those of the entries. It may change only at logical boundaries (epochs), never with company.
-        """
-        ...
-
-    def mass(self, layer: int, rows: Sequence[int], index: Tensor, mass: Tensor) -> None:
-        """Receive the attention mass float32 [rows, kv_heads, entries] (summed over the heads of a group).
-
-        Called only when the chunk's ``mass`` is set.
-        """
-        ...
-
-
-Hook = Callable[[int, "Tensor"], "Tensor | None"]
-"""Called between layers as ``hook(layer, hidden [rows, width])``; a returned tensor replaces the hidden states."""
 
 
 @dataclass(slots=True)
@@ -154,6 +130,11 @@ class Chunk:
             raise ValueError(
                 f"chunk of request {self.request}: tokens lie between {min(self.tokens)} and {max(self.tokens)}, "
                 f"expected {lowest} to {vocabulary - 1}"
+            )
+        wanted = list(self.wanted)
+        if wanted and (wanted != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= n):
+            raise ValueError(
+                f"chunk of request {self.request}: logits names rows {wanted}, expected 0 to {n - 1}, ascending"
             )
         if min(self.index) < 0:
             raise ValueError(f"chunk of request {self.request}: index {min(self.index)} is negative")

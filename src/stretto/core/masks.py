@@ -39,7 +39,7 @@ def build_mask(name: str, args: dict[str, Any], vocab_size: int, eos_ids: Iterab
         raise ValueError(f"mask={name!r}: expected one of {sorted(_factories)}; {hint}")
     try:
         return factory(vocab_size, frozenset(eos_ids), **args)
-    except TypeError as error:
+    except Exception as error:  # a registered factory is anybody's code
         raise ValueError(f"mask={name!r}: expected arguments that it takes, got {args!r}; {error}") from error
 
 

@@ -13,7 +13,7 @@ _INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
     "max_tokens": (1, None, True, "use None to write until the context is full"),
     "logprobs": (0, None, True, "use None to get no log-probabilities"),
     "prompt_logprobs": (0, None, True, "use None to get no log-probabilities"),
-    "n": (1, None, False, "use 1 for a single sample"),
+    "n": (1, 1024, False, "use 1 for a single sample"),
     "seed": (0, 2**64 - 1, True, "use None to have one drawn and reported"),
     "priority": (None, None, False, "higher runs first; use 0 for the ordinary"),
 }
@@ -38,7 +38,10 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

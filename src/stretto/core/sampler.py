@@ -113,6 +113,11 @@ class SamplerState:
             return "stop"
         return "length" if self.generated + 1 >= committed.limit else None
 
+    @property
+    def left(self) -> int:
+        """How many tokens may still be generated from here, by length alone."""
+        return self.committed.limit - self.generated
+
     def key(self, draw: int = 0) -> NoiseKey:
         """Return the noise key of the token generated here; `draw` counts a diffusion request's denoising steps."""
         return NoiseKey(self.committed.base, self.generated, draw)

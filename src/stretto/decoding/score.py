@@ -43,7 +43,8 @@ class Score:
         return done
 
     def preempted(self, request: Request) -> None:
-        """Nothing is remembered."""
+        """All rows are computed again, in slices that may begin elsewhere."""
+        request.scores.clear()
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

@@ -36,7 +36,10 @@ class AsyncEngine:
         await self.stop()
 
     async def start(self) -> None:
-        """Load the model. Raises what ``LLM`` raises."""
+        """Load the model. Raises what ``LLM`` raises, and ``RuntimeError`` when it is already running."""
+        if self._alive:
+            raise RuntimeError("the engine is already running: call stop() first")
+        self._inbox = queue.Queue()
         self._loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="stretto-engine", daemon=True)
@@ -63,7 +66,7 @@ class AsyncEngine:
         Closing the iterator early aborts the request. Raises ``ValueError`` when the request is refused and
         ``RuntimeError`` when the engine stops underneath it.
         """
-        if self._thread is None:
+        if not self._alive:
             raise RuntimeError("the engine is not running: call start() first, or use `async with`")
         plain = params.to_dict() if isinstance(params, SamplingParams) else dict(params or {})
         number = next(self._ids)
@@ -72,7 +75,7 @@ class AsyncEngine:
             message["messages"] = [dict(entry) for entry in messages]
         else:
             message["prompt"] = prompt if isinstance(prompt, str) else list(prompt or ())
-        left = int(plain.get("n", 1)) if isinstance(plain.get("n", 1), int) else 1
+        left = max(1, plain["n"]) if isinstance(plain.get("n"), int) else 1
         stream = self._streams[number] = asyncio.Queue()
         self._inbox.put(message)
         try:
@@ -91,6 +94,10 @@ class AsyncEngine:
     def abort(self, number: int) -> None:
         """End a request by the ``id`` that its events carry; its stream gets its last event."""
         self._inbox.put({"op": "abort", "id": number})
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self, ready: asyncio.Future[None]) -> None:
         assert self._loop is not None

@@ -56,8 +56,7 @@ class Piece:
 def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: int = 0) -> Completion:
     """Return the finished request as its caller sees it."""
     asked = request.params.prompt_logprobs is not None
-    source = request.leader or request
-    found = source.prompt_logprobs or request.prompt_logprobs
+    found = {**(request.leader.prompt_logprobs if request.leader else {}), **request.prompt_logprobs}
     return Completion(
         prompt_index=prompt_index,
         index=request.sample,

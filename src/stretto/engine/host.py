@@ -43,7 +43,7 @@ class Host:
             except queue.Empty:
                 self.step()
                 continue
-            if message["op"] == "stop":
+            if message.get("op") == "stop":
                 return
             self.handle(message)
 
@@ -51,13 +51,13 @@ class Host:
         """Take one ``submit`` or ``abort``; whatever is wrong with it is answered, not raised."""
         name = message.get("id")
         try:
-            if message["op"] == "abort":
+            if message.get("op") == "abort":
                 for number in self._numbers.get(name, []):
                     self.llm.engine.abort(number)
-            elif message["op"] == "submit":
+            elif message.get("op") == "submit":
                 self._submit(name, message)
             else:
-                raise ValueError(f"op={message['op']!r}: expected 'submit', 'abort' or 'stop'")
+                raise ValueError(f"op={message.get('op')!r}: expected 'submit', 'abort' or 'stop'")
         except Exception as error:
             self.send({"id": name, "error": str(error)})
 

@@ -54,9 +54,10 @@ class Intake:
                 "shorten the prompt so that at least one token can follow"
             )
         limit = min(room, params.max_tokens or room) if generate else 0
-        if len(ids) + limit > self.capacity:
+        needed = len(ids) + limit + method.facts.rows - 1
+        if needed > self.capacity:
             raise ValueError(
-                f"prompt of {len(ids)} and max_tokens of {limit} tokens need {len(ids) + limit} tokens of cache, "
+                f"prompt of {len(ids)} and max_tokens of {limit} tokens need {needed} tokens of cache, "
                 f"cache_tokens is {self.capacity}: raise cache_tokens or lower max_tokens"
             )
         if params.stop and self.tokenizer is None:

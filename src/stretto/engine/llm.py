@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from stretto.cache.memory import default_cache_tokens
 from stretto.core.params import SamplingParams
-from stretto.core.request import Request
+from stretto.core.request import Delta, Request
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.score import Score
 from stretto.engine.completion import Completion, Piece, complete, refused
@@ -70,7 +71,8 @@ class LLM:
         self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where)
         self.tokenizer = Tokenizer.load(folder)
         bytes_per_token = sum(lane.bytes_per_token() for lane in self.model.lanes)
-        capacity = cache_tokens or default_cache_tokens(bytes_per_token, self.model.context)
+        free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else None
+        capacity = cache_tokens or default_cache_tokens(bytes_per_token, self.model.context, free=free)
         self.methods: dict[str, DecodingMethod] = {}
         self.engine = Engine(
             {"target": self.model}, [], cache_tokens=capacity, max_rows=max_rows or MAX_ROWS, device=where
@@ -78,6 +80,9 @@ class LLM:
         eos = self.model.spec.eos_ids | (self.tokenizer.eos_ids if self.tokenizer else frozenset())
         self.intake = Intake(self.model, self.tokenizer, eos, self.engine.caches["target"].capacity, count())
         self.default_method = self.method(method).name
+        self._score = Score()
+        self._boxes: dict[int, deque[Delta]] = {}
+        """What steps added to the requests of open streams, whoever made the steps."""
 
     @property
     def fingerprint(self) -> str:
@@ -87,7 +92,7 @@ class LLM:
     def method(self, name: str | None) -> DecodingMethod:
         """Return the method of that name (None: the default), put aboard when first asked for."""
         name = self.default_method if name is None else name
-        if name not in self.engine.methods:
+        if name not in self.engine.methods or name == Score.name:
             method = build_method(name)
             aboard = {"tokenizer"} if self.tokenizer else set()
             missing = method.facts.needs - aboard - set(self.engine.models) - {lane.name for lane in self.model.lanes}
@@ -98,6 +103,8 @@ class LLM:
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None) -> list[Request]:
         """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``."""
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ValueError(f"params={params!r}: expected SamplingParams; SamplingParams.from_dict reads a dictionary")
         requests = self.intake.requests(prompt, params or SamplingParams(), self.method(method))
         for request in requests:
             self.engine.submit(request)
@@ -128,7 +135,7 @@ class LLM:
         for index, (prompt, own) in enumerate(zip(listed, each, strict=True)):
             try:
                 taken.append(self.submit(prompt, cast("SamplingParams | None", own), method))
-            except (ValueError, TypeError) as error:
+            except Exception as error:
                 if single:
                     raise
                 taken.append(refused(index, error, method or self.default_method))
@@ -147,18 +154,21 @@ class LLM:
     ) -> Iterator[Piece]:
         """Complete one prompt, piece by piece as it is written. Leaving the loop early aborts it."""
         requests = {r.id: r for r in self.submit(prompt, params, method)}
-        left = set(requests)
+        boxes = {number: deque[Delta]() for number in requests}
+        self._boxes |= boxes
         try:
-            while left:
-                for delta in self.engine.step():
-                    if delta.request in left:
-                        request = requests[delta.request]
-                        done = self._complete(request) if delta.finish else None
-                        if done:
-                            left.discard(delta.request)
-                        yield Piece(request.sample, delta.text, delta.tokens, done)
+            while boxes:
+                if not any(boxes.values()):
+                    self._step()
+                for number in [number for number, box in boxes.items() if box]:
+                    delta, request = boxes[number].popleft(), requests[number]
+                    if delta.finish:
+                        del boxes[number], self._boxes[number]
+                    done = self._complete(request) if delta.finish else None
+                    yield Piece(request.sample, delta.text, delta.tokens, done)
         finally:
-            for number in left:
+            for number in boxes:
+                del self._boxes[number]
                 self.engine.abort(number)
 
     def chat(
@@ -187,21 +197,24 @@ class LLM:
 
         Computed like any request's: through the scheduler, in slices, in the cache.
         """
-        if "score" not in self.engine.methods:
-            self.engine.add_method(Score())
-        (request,) = self.intake.requests(
-            token_ids, SamplingParams(), self.engine.methods["score"], reuse=False, generate=False
-        )
+        if self._score.name not in self.engine.methods:
+            self.engine.add_method(self._score)
+        (request,) = self.intake.requests(token_ids, SamplingParams(), self._score, reuse=False, generate=False)
         self.engine.submit(request)
         self._finish([request])
         if request.error is not None:
             raise RuntimeError(request.error)
         return torch.cat([request.scores[start] for start in sorted(request.scores)]).cpu()
 
+    def _step(self) -> None:
+        for delta in self.engine.step():
+            if delta.request in self._boxes:
+                self._boxes[delta.request].append(delta)
+
     def _finish(self, requests: Sequence[Request]) -> None:
         try:
             while any(request.finish is None for request in requests):
-                self.engine.step()
+                self._step()
         except BaseException:
             for request in requests:
                 self.engine.abort(request.id)

@@ -168,17 +168,30 @@ class Scheduler:
 
     def _extend(self, request: Request, rows: int) -> bool:
         """Make room for all rows it won; extra rows stop nobody."""
-        view: View = request.views[request.model]
-        return view.reserve(view.filled + rows, start=request.shared)
+        try:
+            view: View = request.views[request.model]
+            return view.reserve(view.filled + rows, start=request.shared)
+        except Exception as error:
+            self.failed.append((request, error))
+            return False
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while their known tokens find room beside the running ones."""
         self._changed = False
+        full: set[str] = set()
         position = 0
         while position < len(self.waiting):
             request = self.waiting[position]
+            if request.model in full:
+                position += 1
+                continue
             leader = request.leader
-            if leader is not None and not (leader.phase is Phase.DONE or leader.filled >= len(leader.prompt)):
+            if (
+                self._shares(request)
+                and leader is not None
+                and leader.phase is not Phase.DONE
+                and (leader.filled < len(leader.prompt))
+            ):
                 position += 1
                 self._changed = True
                 continue
@@ -190,7 +203,7 @@ class Scheduler:
                 continue
             if view is None:
                 if not self._outranked(request):
-                    return
+                    full.add(request.model)
                 continue
             self.waiting.pop(position)
             request.views[request.model] = view
@@ -203,7 +216,8 @@ class Scheduler:
         """Return a view with room for the request's known tokens, or None while there is none."""
         cache = self.caches[request.model]
         leader = request.leader
-        if leader is not None and leader.phase is Phase.RUNNING and len(request.tokens) == len(request.prompt):
+        fresh = len(request.tokens) == len(request.prompt)
+        if leader is not None and leader.phase is Phase.RUNNING and fresh and self._shares(request):
             computed: View = leader.views[leader.model]
             view = computed.fork(request.id)
             view.truncate(len(request.prompt) - 1)
@@ -218,6 +232,12 @@ class Scheduler:
             if not fits:
                 view.close()
         return view if fits else None
+
+    def _shares(self, request: Request) -> bool:
+        """Whether a sample may take its prompt's rows over from the first sample's."""
+        leader = request.leader
+        whole = leader is not None and (leader.shared is None or leader.shared >= len(leader.prompt))
+        return whole and self.method(request).facts.reuse
 
     def _outranked(self, request: Request) -> bool:
         """Preempt the newest of a lower priority for a waiting request; False if there is none."""

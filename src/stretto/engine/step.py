@@ -207,7 +207,10 @@ class Engine:
             for request, chunk in self._each([g.request for g in group], [g.rows for g in group], propose):
                 requests.append(request)
                 chunks.append(chunk)
-        outputs = self._each(requests, chunks, self._pass)
+        outputs: list[tuple[Request, Output]] = []
+        for model in dict.fromkeys(chunk.model for chunk in chunks):
+            mine = [i for i, chunk in enumerate(chunks) if chunk.model == model]
+            outputs += self._each([requests[i] for i in mine], [chunks[i] for i in mine], self._pass)
         # Outputs of one call to commit share their logits: chunks that had to be run alone are committed alone.
         by_method: dict[tuple[str, int], list[tuple[Request, Output]]] = {}
         for request, output in outputs:
@@ -227,9 +230,12 @@ class Engine:
         """Call once for all; if that raises, for each alone, ending those whose own call raises."""
         if not requests:
             return []
+        taken = {name: cache.scratch_taken for name, cache in self.caches.items()}
         try:
             return call(requests, values)
         except Exception as error:
+            for name, cache in self.caches.items():
+                cache.reset_scratch(taken[name])
             if len(requests) == 1:
                 self._fail(requests[0], error)
                 return []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stretto.core.batch import Batch, Part, Result
-from stretto.core.chunk import Sight
+from stretto.core.sight import Sight
 from stretto.kernels import reference as ops
 from stretto.models.layers import Attend, Turn
 from stretto.models.plan import Layout

@@ -44,6 +44,8 @@ class Speculative:
             fidelity=self.verifier.fidelity, needs=frozenset() if feature is None else frozenset({feature})
         )
         self.services: Services | None = None
+        # Drafters keep what they remember under their own names.
+        self._tree, self._met = f"{name}.tree", f"{name}.met"
 
     def bind(self, services: Services) -> None:
         """Take the engine's services for the drafters."""
@@ -52,8 +54,8 @@ class Speculative:
             drafter.bind(services)
 
     def extra(self, request: Request) -> int:
-        """Bid for the rows of a whole tree."""
-        return self.rows if self.drafters else 0
+        """Bid for the rows of a whole tree, no deeper than the text may still grow."""
+        return max(0, min(self.rows, request.state.left - 1)) if self.drafters else 0
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
@@ -63,7 +65,7 @@ class Speculative:
         by_request = dict(zip(drafting, drafts, strict=True))
         for i, request in enumerate(requests):
             draft = by_request.get(i)
-            request.memory[self.name] = draft.tree if draft else DraftTree.run([])
+            request.memory[self._tree] = draft.tree if draft else DraftTree.run([])
             chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
             chunks[-1].hidden, chunks[-1].feature = self.hidden, self.feature
         return chunks
@@ -75,7 +77,7 @@ class Speculative:
         done: list[Committed] = []
         walking: list[Observation] = []
         for request, chunk, output in zip(requests, chunks, outputs, strict=True):
-            tree: DraftTree = request.memory[self.name]
+            tree: DraftTree = request.memory[self._tree]
             known = len(chunk) if chunk.roles is None else 1
             committed = Committed(request, filled=chunk.index[known - 1] + 1)
             committed.prompt_logprobs = prompt_logprobs(request, chunk, output)
@@ -90,12 +92,13 @@ class Speculative:
 
     def preempted(self, request: Request) -> None:
         """Let every drafter know that its rows are gone."""
-        met: set[str] = request.memory.get("met", set())
+        met: set[str] = request.memory.get(self._met, set())
         self._guard(lambda drafter: drafter.rewind(request) if drafter.name in met else None, None)
 
     def end(self, request: Request) -> None:
-        """Let every drafter forget the request."""
-        self._guard(lambda drafter: drafter.end(request), None)
+        """Let every drafter that met the request forget it."""
+        met: set[str] = request.memory.get(self._met, set())
+        self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None, None)
 
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Ask all drafters; unite what they return, at most ``rows[i]`` nodes and probe rows each."""
@@ -122,7 +125,7 @@ class Speculative:
 
     def _meet(self, drafter: Drafter, requests: list[Request]) -> None:
         for request in requests:
-            met: set[str] = request.memory.setdefault("met", set())
+            met: set[str] = request.memory.setdefault(self._met, set())
             if drafter.name not in met:
                 drafter.begin(request)
                 met.add(drafter.name)
