@@ -13,6 +13,7 @@ import torch
 from stretto import LLM, AsyncEngine, SamplingParams
 from stretto.core.masks import register_mask
 from stretto.engine.host import Host
+from stretto.engine.llm import pick_device
 
 STORY = "Once upon a time there was a king"
 
@@ -91,6 +92,8 @@ def test_logprobs_are_those_of_the_unmodified_distribution(tiny):
         best = row.topk(3).indices.tolist()
         assert set(found) == {*best, token}
         assert all(abs(value - row[key].item()) < 1e-5 for key, value in found.items())
+    (again,) = tiny.generate(STORY, params)
+    assert again.stats["cached"] == 0 and again.prompt_logprobs == done.prompt_logprobs
     assert done.prompt_logprobs[0] is None and len(done.prompt_logprobs) == len(ids)
     for place in range(1, len(ids)):
         assert abs(done.prompt_logprobs[place][ids[place]] - expected[place - 1, ids[place]].item()) < 1e-5
@@ -219,6 +222,33 @@ def test_the_border_can_be_crossed_to_another_process(tiny):
     assert [done[0], done[1]] == [c.text for c in tiny.generate(STORY, params)]
 
 
+async def abort_after(engine, count):
+    stream = engine.submit(STORY, {"max_tokens": 200, "ignore_eos": True})
+    async for event in stream:
+        count -= 1
+        if count == 0:
+            engine.abort(event["id"])
+        yield event
+
+
+def test_the_device_is_the_cpu_unless_asked_and_a_gpu_says_what_it_runs(monkeypatch, caplog):
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cpu") and pick_device("cuda") == torch.device("cuda")
+    assert "reference kernels" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_reference_kernels_run_on_a_gpu(tiny):
+    ids = tiny.tokenizer.encode(STORY)
+    there = LLM("stretto-tiny", dtype="fp32", weights="fp32", device="cuda", cache_tokens=512).logits(ids)
+    here = tiny.logits(ids)
+    assert (there - here).abs().max() < 1e-3 * here.abs().max()
+
+
 def test_async_engine_serves_many_and_aborts(tiny):
     async def ask(engine, seed, give_up=None):
         events = []
@@ -238,6 +268,8 @@ def test_async_engine_serves_many_and_aborts(tiny):
                 await anext(engine.submit(STORY, {"top_p": 7}))
             with pytest.raises(ValueError, match="temprature"):
                 await anext(engine.submit(STORY, {"temprature": 1}))
+            events = [event async for event in abort_after(engine, 4)]
+            assert events[-1]["completion"]["finish_reason"] == "abort" and len(events) < 100
             return runs
 
     runs = asyncio.run(scene())

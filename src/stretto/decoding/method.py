@@ -30,6 +30,8 @@ class Facts:
     """Request features (names of parameters) that it cannot serve, each with the reason."""
     rows: int = 1
     """Rows it must have at once: a block that cannot be cut is served whole or not in this step."""
+    scratch: int = 1
+    """Scratch rows that each of its rows takes: more when a step passes them through the model several times."""
     reuse: bool = True
     """Whether cached prefixes may serve it (a policy that needs statistics of every row says no)."""
     lineage: str = ""

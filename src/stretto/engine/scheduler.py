@@ -125,7 +125,9 @@ class Scheduler:
                     drafts.append(i)
         if left == 0 or not (prompts or drafts):
             return rows
-        for_drafts = min(sum(wants[i] for i in drafts), left)
+        # There are as many scratch rows as the budget has rows: a draft that takes several of them pays for each.
+        prices = {i: self.method(served[i]).facts.scratch for i in drafts}
+        for_drafts = min(sum(wants[i] * prices[i] for i in drafts), left)
         for_prompts = min(sum(wants[i] for i in prompts), left)
         if for_drafts + for_prompts > left:
             for_drafts = max(left - for_prompts, min(for_drafts, left // DRAFT_SHARE))
@@ -137,9 +139,9 @@ class Scheduler:
             for_prompts -= won
         drafts.sort(key=lambda i: (wants[i], served[i].order))
         for rank, i in enumerate(drafts):
-            won = min(wants[i], for_drafts // (len(drafts) - rank))
+            won = min(wants[i], for_drafts // (len(drafts) - rank) // prices[i])
             rows[i] += won
-            for_drafts -= won
+            for_drafts -= won * prices[i]
         return rows
 
     def _bid(self, request: Request) -> int:
