@@ -39,7 +39,9 @@ def choose(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseK
     """
     tokens, values = largest(logits)
     rows = [row for row, state in enumerate(states) if not state.plain_greedy]
-    chosen = [token if math.isfinite(value) else _code(value) for token, value in zip(tokens, values, strict=True)]
+    chosen = tokens
+    if not math.isfinite(sum(values)):  # at least one is not
+        chosen = [token if math.isfinite(value) else _code(value) for token, value in zip(tokens, values, strict=True)]
     if rows:
         rest = logits if len(rows) == len(states) else logits[rows]
         scores = perturbed(rest, [states[row] for row in rows], keys and [keys[row] for row in rows])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -119,10 +120,9 @@ class Chunk:
     def validate(self, vocabulary: int) -> None:
         """Raise ``ValueError`` naming what is malformed, so that a bad chunk ends its own request only."""
         n = len(self.tokens)
-        for name in ("index", "roles", "rope", "write", "scratch"):
-            values = getattr(self, name)
+        for values in (self.index, self.roles, self.rope, self.write, self.scratch):
             if values is not None and len(values) != n:
-                raise ValueError(f"chunk of request {self.request}: {name} has {len(values)} rows, tokens has {n}")
+                raise ValueError(f"chunk of request {self.request}: a list of {len(values)} rows beside {n} tokens")
         if n == 0:
             raise ValueError(f"chunk of request {self.request} has no rows")
         lowest = -(0 if self.embeddings is None else len(self.embeddings))
@@ -131,8 +131,9 @@ class Chunk:
                 f"chunk of request {self.request}: tokens lie between {min(self.tokens)} and {max(self.tokens)}, "
                 f"expected {lowest} to {vocabulary - 1}"
             )
-        wanted = list(self.wanted)
-        if wanted and (wanted != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= n):
+        wanted = self.logits
+        ordered = len(wanted) < 2 or all(first < second for first, second in pairwise(wanted))
+        if len(wanted) and (not ordered or wanted[-1] >= n or (wanted[0] < 0 and tuple(wanted) != (ALL_ROWS,))):
             raise ValueError(
                 f"chunk of request {self.request}: logits names rows {wanted}, expected 0 to {n - 1}, ascending"
             )
