@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stretto.core.batch import Batch, LaneSpec, LaneStorage, Part, Result
 from stretto.core.chunk import Chunk
+from stretto.kernels.table import REFERENCE
 from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from stretto.models.transformer import Transformer
@@ -43,12 +44,16 @@ def draw(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+BACKEND = REFERENCE
+"""What ``build`` makes decoders compute with."""
+
+
 def build(
     spec: ModelSpec, dtype: torch.dtype = torch.float32, lanes: tuple[LaneSpec, ...] | None = None
 ) -> Transformer:
     """Return the decoder with random weights of the precision ``dtype``."""
     parameters = {name: tensor.to(dtype) for name, tensor in draw(spec).items()}
-    return Transformer(spec, parameters, name="test", dtype=dtype, fingerprint="test", lanes=lanes)
+    return Transformer(spec, parameters, name="test", dtype=dtype, fingerprint="test", lanes=lanes, ops=BACKEND)
 
 
 class Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto.models.families import FAMILIES
-from stretto.recipes.table import RECIPES
+from stretto.recipes.table import RECIPES, methods_page
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -76,3 +76,7 @@ def test_there_is_something_to_run():
         "adding-a-method": 3,
         "adding-a-model": 3,
     }
+
+
+def test_the_table_of_methods_is_what_the_recipes_say():
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == methods_page()

@@ -133,3 +133,25 @@ def test_prompts_bid_by_ttft_goal_and_running_requests_are_never_stalled():
     while engine.busy:
         engine.step()
     assert_whole(engine)
+
+
+def test_a_chunk_may_ask_for_its_best_tokens():
+    class Curious(Plain):
+        def propose(self, requests, rows):
+            chunks = super().propose(requests, rows)
+            for chunk in chunks:
+                chunk.top = 3
+            return chunks
+
+        def commit(self, requests, chunks, outputs):
+            for chunk, output in zip(chunks, outputs, strict=True):
+                values, ids = output.top
+                mine = output.logits[output.first : output.first + len(chunk.wanted)]
+                assert ids.shape == (len(chunk.wanted), 3) and values.equal(mine.gather(1, ids))
+                assert values.equal(mine.topk(3).values)
+            return super().commit(requests, chunks, outputs)
+
+    model = ToyModel()
+    engine = Engine({"target": model}, [Curious()], cache_tokens=512, max_rows=7)
+    asked = prompts(4)
+    assert run(engine, *[request(engine, p) for p in asked]) == [plain_text(model, p) for p in asked]

@@ -210,7 +210,7 @@ def test_half_precision_is_widened_and_said_once(tmp_path: Path, caplog: pytest.
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'fp16'} is stored in fp16, which is widened to fp32"
     ]
-    with pytest.raises(ValueError, match="weights is 'int3', expected auto, fp32 or bf16"):
+    with pytest.raises(ValueError, match="weights is 'int3', expected auto or one of fp32, bf16"):
         load_model(tmp_path / "bf16", weights="int3")
 
 

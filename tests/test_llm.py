@@ -12,6 +12,8 @@ import torch
 
 from stretto import LLM, AsyncEngine, SamplingParams
 from stretto.core.masks import register_mask
+from stretto.decoding.method import Facts
+from stretto.decoding.plain import Plain
 from stretto.engine.host import Host
 from stretto.engine.llm import pick_device
 
@@ -178,6 +180,17 @@ def test_bad_requests_are_told_why_and_harm_no_other(tiny):
     with pytest.raises(ValueError, match="temperature"):
         tiny.generate(STORY, SamplingParams(temperature=-1.0))
     assert tiny.engine.caches["target"].available() == tiny.engine.caches["target"].capacity
+
+
+def test_a_refused_combination_names_both_sides_and_the_reason(tiny):
+    class Curt(Plain):
+        name = "curt"
+        facts = Facts(refuses={"logprobs": "it keeps no logits"})
+
+    tiny.engine.add_method(Curt())
+    with pytest.raises(ValueError, match=r"method='curt' does not go with logprobs=2: it keeps no logits; use another"):
+        tiny.generate(STORY, SamplingParams(logprobs=2), method="curt")
+    assert tiny.generate(STORY, SamplingParams(max_tokens=2), method="curt")[0].method == "curt"
 
 
 @pytest.mark.parametrize(

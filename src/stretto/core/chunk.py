@@ -81,6 +81,8 @@ class Chunk:
     """Scratch rows to use again, for rows that re-enter with stored hidden states behind an earlier pass."""
     logits: Sequence[int] = (ALL_ROWS,)
     """Numbers of the rows whose logits are wanted, ascending, or ``(ALL_ROWS,)``, or empty."""
+    top: int = 0
+    """How many best tokens of each of those rows are wanted beside the logits."""
     hidden: tuple[int, ...] = ()
     """Layer borders whose hidden states are wanted for every row: 0 = embeddings, n = behind layer n-1."""
     layers: tuple[int, int] | None = None
@@ -165,6 +167,8 @@ class Output:
     first: int
     hidden: dict[int, Tensor] = field(default_factory=dict)
     """Wanted hidden states [rows, width] by layer border; where rows leave early also by that border."""
+    top: tuple[Tensor, Tensor] | None = None
+    """Values float32 and ids int64, [the chunk's wanted rows, top] each, best first, ties by the lower id."""
     legs: list[Output] = field(default_factory=list)
     """Outputs of the chunk's ``legs``, in order."""
     scratch: Sequence[int | None] = ()

@@ -160,6 +160,10 @@ class Engine:
                 request.stats.prompt_rows += len(chunk.tokens)
             hidden = result.hidden[place] if result.hidden else {}
             outputs.append(Output(chunk, result.logits, firsts[place], hidden, scratch=scratch[place]))
+            if chunk.top:
+                rows_of = result.logits[firsts[place] : firsts[place] + len(chunk.wanted)]
+                values, ids = rows_of.sort(dim=-1, descending=True, stable=True)
+                outputs[-1].top = values[:, : chunk.top], ids[:, : chunk.top]
         further = iter(outputs[len(chunks) :])
         for output in outputs[: len(chunks)]:
             if output.chunk.legs:

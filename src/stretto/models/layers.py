@@ -9,15 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stretto.kernels import reference as ops
+from stretto.kernels.linear import Packed
+from stretto.kernels.table import REFERENCE, Ops
 from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, NormSpec
 
 
 class Weights:
     """A checkpoint's tensors by name, each read once and put on the model's device."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, ops: Ops = REFERENCE
+    ) -> None:
         self._parameters = parameters
+        self.ops = ops
         self.device = device
         self.dtype = dtype
         """Precision of the activations."""
@@ -28,21 +32,19 @@ class Weights:
         except KeyError:
             raise ValueError(f"the checkpoint has no tensor for {name}, which its configuration asks for") from None
 
-    def packed(
-        self, prefix: str, names: Iterable[str], bias: bool, *, align: int = 1, sharded: bool = False
-    ) -> ops.Packed:
+    def packed(self, prefix: str, names: Iterable[str], bias: bool, *, align: int = 1, sharded: bool = False) -> Packed:
         """Return the matrices ``prefix + name`` fused into one that reads their common input."""
         weights = [self[f"{prefix}{name}.weight"] for name in names]
         biases = [self[f"{prefix}{name}.bias"] for name in names] if bias else []
-        return ops.pack(weights, biases, dtype=self.dtype, align=align, sharded=sharded)
+        return self.ops.pack(weights, biases, dtype=self.dtype, align=align, sharded=sharded)
 
     def norm(self, name: str, spec: NormSpec) -> Norm:
         """Return the norm whose weights are ``name.weight`` and perhaps ``name.bias``."""
         weight = self[f"{name}.weight"].float() + spec.offset
         if spec.kind == "rms":
-            return partial(ops.rms_norm, weight=weight, eps=spec.eps)
+            return partial(self.ops.rms_norm, weight=weight, eps=spec.eps)
         bias = self[f"{name}.bias"].float() if spec.bias else None
-        return partial(ops.layer_norm, weight=weight, bias=bias, eps=spec.eps)
+        return partial(self.ops.layer_norm, weight=weight, bias=bias, eps=spec.eps)
 
 
 Norm = Callable[[Tensor], Tensor]
@@ -60,27 +62,28 @@ class Attention:
 
     def __init__(self, spec: AttentionSpec, weights: Weights, prefix: str) -> None:
         self.spec = spec
+        self._ops = weights.ops
         self._input = weights.packed(prefix, ("query", "key", "value"), spec.bias)
         self._output = weights.packed(prefix, ("output",), spec.output_bias, sharded=True)
         self._norm: Norm | None = None
         if spec.head_norm is not None:
             query, key = (weights[f"{prefix}{name}_norm.weight"].float() for name in ("query", "key"))
             both = torch.cat((query.expand(spec.heads, -1), key.expand(spec.kv_heads, -1))) + spec.head_norm.offset
-            self._norm = partial(ops.rms_norm, weight=both, eps=spec.head_norm.eps)
+            self._norm = partial(self._ops.rms_norm, weight=both, eps=spec.head_norm.eps)
 
     def __call__(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         """Return the branch's result [rows, width] for the normed rows ``x``."""
         spec = self.spec
         turned = spec.heads + spec.kv_heads
-        fused = ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
+        fused = self._ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
         heads = fused.view(x.shape[0], -1, spec.head_size)
         both, value = heads[:, :turned], heads[:, turned:]
         if self._norm is not None:
             both = self._norm(both)
         if turn is not None:
-            both = ops.rotate(both, *turn)
+            both = self._ops.rotate(both, *turn)
         out = attend(both[:, : spec.heads], both[:, spec.heads :], value)
-        return ops.linear(out, self._output)[:, : x.shape[1]]
+        return self._ops.linear(out, self._output)[:, : x.shape[1]]
 
 
 class Mlp:
@@ -91,15 +94,16 @@ class Mlp:
 
     def __init__(self, spec: MlpSpec, weights: Weights, prefix: str) -> None:
         self._spec = spec
+        self._ops = weights.ops
         names = ("gate", "up") if spec.gated else ("up",)
         self._input = weights.packed(prefix, names, spec.bias, align=self.ALIGN)
         self._output = weights.packed(prefix, ("down",), spec.bias, sharded=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the block's result [rows, width] for the normed rows ``x``."""
-        inner = ops.linear(x, self._input)
+        inner = self._ops.linear(x, self._input)
         gate, up = inner.chunk(2, -1) if self._spec.gated else (inner, None)
-        return ops.linear(ops.activate(gate, up, self._spec.activation), self._output)[:, : x.shape[1]]
+        return self._ops.linear(self._ops.activate(gate, up, self._spec.activation), self._output)[:, : x.shape[1]]
 
 
 class Experts:
@@ -107,6 +111,7 @@ class Experts:
 
     def __init__(self, spec: ExpertsSpec, weights: Weights, prefix: str) -> None:
         self._spec = spec
+        self._ops = weights.ops
         self._router = weights.packed(prefix, ("router",), False)
         self._experts: list[Callable[[Tensor], Tensor]] = [
             Mlp(spec.expert, weights, f"{prefix}experts.{number}.") for number in range(spec.count)
@@ -114,9 +119,9 @@ class Experts:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the weighted sum [rows, width] of the experts that each normed row of ``x`` chose."""
-        logits = ops.linear(x, self._router)[:, : self._spec.count]
-        ids, shares = ops.choose_experts(logits, self._spec.chosen, self._spec.normalised)
-        return ops.mixture(x, ids, shares, self._experts)
+        logits = self._ops.linear(x, self._router)[:, : self._spec.count]
+        ids, shares = self._ops.choose_experts(logits, self._spec.chosen, self._spec.normalised)
+        return self._ops.mixture(x, ids, shares, self._experts)
 
 
 class Branch(Protocol):

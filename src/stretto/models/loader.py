@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stretto.kernels.table import REFERENCE
 from stretto.models.families import Family, Stored, family_of, specify
 from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import ModelSpec
 from stretto.models.transformer import Transformer
 from stretto.weights import Checkpoint, dtype_name, parse_dtype, resolve
-
-KERNELS = "reference-1"
-"""Version of the ops that a transformer runs on; part of the fingerprint."""
+from stretto.weights.formats import FORMATS, WeightFormat, own_format
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +44,10 @@ def load_model(
     checkpoint = Checkpoint(folder)
     spec, family = specify(checkpoint.config), family_of(checkpoint.config)
     spec = replace(spec, eos_ids=_end_ids(folder) or spec.eos_ids)
-    activations, matrices = _precision("dtype", dtype), _precision("weights", weights)
+    activations, matrices = _precision(dtype), _format(weights)
     if activations is None or matrices is None:
         own = _own_precision(checkpoint)
-        activations, matrices = activations or own, matrices or own
+        activations, matrices = activations or own, matrices or own_format(own)
     if spec.embedding_scale != 1.0:  # a factor in the precision of the activations is what the model was trained with
         spec = replace(spec, embedding_scale=float(torch.tensor(spec.embedding_scale, dtype=activations)))
     parameters = Parameters(checkpoint, _plan(checkpoint, family, spec), matrices)
@@ -60,10 +59,10 @@ def load_model(
 class Parameters(Mapping[str, Tensor]):
     """A checkpoint's tensors under the names of ``spec.PARAMETERS``, each read when it is asked for.
 
-    Matrices come in the precision ``matrices``, vectors (norms and biases, a few thousandths of the weights) in fp32.
+    Matrices come in the format ``matrices``, vectors (norms and biases, a few thousandths of the weights) in fp32.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: Mapping[str, Stored], matrices: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, plan: Mapping[str, Stored], matrices: WeightFormat) -> None:
         self._checkpoint = checkpoint
         self._plan = plan
         self._matrices = matrices
@@ -75,7 +74,7 @@ class Parameters(Mapping[str, Tensor]):
             tensor = tensor.T
         if stored.parts > 1:
             tensor = tensor.chunk(stored.parts)[stored.part]
-        return tensor.to(self._matrices if tensor.ndim > 1 else torch.float32).contiguous()
+        return (self._matrices.encode(tensor) if tensor.ndim > 1 else tensor.float()).contiguous()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._plan)
@@ -84,11 +83,19 @@ class Parameters(Mapping[str, Tensor]):
         return len(self._plan)
 
 
-def _precision(parameter: str, asked: str) -> torch.dtype | None:
-    """Return the precision asked for, None for the checkpoint's own."""
+def _precision(asked: str) -> torch.dtype | None:
+    """Return the precision of activations asked for, None for the checkpoint's own."""
     if asked not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"{parameter} is {asked!r}, expected auto, fp32 or bf16; auto keeps what the checkpoint has")
-    return None if asked == "auto" else parse_dtype(asked, parameter)
+        raise ValueError(f"dtype is {asked!r}, expected auto, fp32 or bf16; auto keeps what the checkpoint has")
+    return None if asked == "auto" else parse_dtype(asked)
+
+
+def _format(asked: str) -> WeightFormat | None:
+    """Return the weights format asked for, None for the checkpoint's own precision."""
+    if asked != "auto" and asked not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"weights is {asked!r}, expected auto or one of {known}; auto keeps what the checkpoint has")
+    return None if asked == "auto" else FORMATS[asked]
 
 
 def _own_precision(checkpoint: Checkpoint) -> torch.dtype:
@@ -148,10 +155,10 @@ def _end_ids(folder: Path) -> frozenset[int]:
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
 
-def _fingerprint(content: str, spec: ModelSpec, dtype: torch.dtype, weights: torch.dtype, device: torch.device) -> str:
+def _fingerprint(content: str, spec: ModelSpec, dtype: torch.dtype, weights: WeightFormat, device: torch.device) -> str:
     """Hash what decides the bits of the logits; the specification holds the rope variant."""
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    rest = [repr(replace(spec, eos_ids=frozenset())), dtype_name(dtype), dtype_name(weights), KERNELS, unit]
+    rest = [repr(replace(spec, eos_ids=frozenset())), dtype_name(dtype), weights.name, REFERENCE.name, unit]
     return hashlib.sha256("\n".join([content, *rest]).encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.core.batch import Batch, Part, Result
 from stretto.core.sight import Sight
-from stretto.kernels import reference as ops
+from stretto.kernels.attention import Asked
 from stretto.models.layers import Attend, Turn
 from stretto.models.plan import Layout
 from stretto.models.spec import AttentionSpec, RopeSpec
@@ -38,6 +38,7 @@ class _Lane:
     """One lane in one stage: where its rows write and what they see."""
 
     def __init__(self, model: Transformer, batch: Batch, name: str, parts: list[tuple[Part, int]]) -> None:
+        self._ops = model.ops
         self._storage = model.storage[name]
         all_slots = batch.slots[name]
         slots: list[int] = []
@@ -73,12 +74,12 @@ class _Lane:
             values.index_copy_(0, self._slots, value)
             if not self._policies and self._layout is not None:
                 plan = self._layout.plan(spec.heads, spec.kv_heads, spec.window)
-                return ops.attention(query, keys, values, plan, scale=spec.scale, cap=spec.softcap)
+                return self._ops.attention(query, keys, values, plan, scale=spec.scale, cap=spec.softcap)
             out = query.new_empty(len(query), spec.heads * spec.head_size)
             if self._layout is not None and self._rows is not None:
                 plan = self._layout.plan(spec.heads, spec.kv_heads, spec.window)
                 rows = query.index_select(0, self._rows)
-                out[self._rows] = ops.attention(rows, keys, values, plan, scale=spec.scale, cap=spec.softcap)
+                out[self._rows] = self._ops.attention(rows, keys, values, plan, scale=spec.scale, cap=spec.softcap)
             for policy in self._policies:
                 out[policy.rows] = self._ask(policy, layer, query.index_select(0, policy.rows), keys, values, spec)
             return out
@@ -96,8 +97,8 @@ class _Lane:
             shape = (len(query) + 1, spec.kv_heads, len(policy.index) + 1)
             mass = torch.zeros(shape, dtype=torch.float32, device=query.device)
         plan = policy.layout.plan(spec.heads, spec.kv_heads, spec.window)
-        asked = ops.Asked(bias, mass)
-        out = ops.attention(query, keys, values, plan, scale=spec.scale, cap=spec.softcap, asked=asked)
+        asked = Asked(bias, mass)
+        out = self._ops.attention(query, keys, values, plan, scale=spec.scale, cap=spec.softcap, asked=asked)
         if mass is not None:
             policy.sight.mass(layer, at, policy.index, mass[:-1, :, :-1])
         return out

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from stretto.core.batch import Batch, LaneSpec, LaneStorage, Result
-from stretto.kernels import reference as ops
+from stretto.kernels.elementwise import RopeTable
+from stretto.kernels.table import REFERENCE, Ops
 from stretto.models.layers import Layer, Weights
 from stretto.models.passes import Pass
 from stretto.models.spec import ModelSpec, RopeSpec
@@ -30,11 +31,12 @@ class Transformer:
         device: torch.device | str = "cpu",
         fingerprint: str,
         lanes: tuple[LaneSpec, ...] | None = None,
+        ops: Ops = REFERENCE,
     ) -> None:
         """Pack ``parameters`` (names as in ``spec.PARAMETERS``, fp32 or bf16), reading each once.
 
         ``dtype`` is the precision of activations and cache. ``lanes`` defaults to one of all layers, named ``main``;
-        where layers differ in their heads to one for each of their shapes.
+        where layers differ in their heads to one for each of their shapes. ``ops`` is the backend that computes.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16")
@@ -47,7 +49,8 @@ class Transformer:
         self.layers = len(spec.layers)
         self.lanes = _default_lanes(spec, DTYPES[dtype]) if lanes is None else lanes
         self.places = _places(self.lanes, self.layers)
-        weights = Weights(parameters, self.device, dtype)
+        self.ops = ops
+        weights = Weights(parameters, self.device, dtype, ops)
         embed = weights["embed"]
         head = embed if spec.tied else weights["head"]
         self._head = ops.pack([head], dtype=dtype)
@@ -56,7 +59,7 @@ class Transformer:
         self._norm = weights.norm("norm", spec.norm)
         self.stack = [Layer(layer, weights, f"layers.{number}.") for number, layer in enumerate(spec.layers)]
         ropes = {layer.attention.rope for layer in spec.layers} - {None}
-        self._tables = {rope: ops.RopeTable(rope.inverse, rope.attention, self.device) for rope in ropes if rope}
+        self._tables = {rope: RopeTable(rope.inverse, rope.attention, self.device) for rope in ropes if rope}
         self.storage: dict[str, LaneStorage] = {}
 
     def bind(self, storage: dict[str, LaneStorage]) -> None:
@@ -90,11 +93,11 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 [rows, vocabulary] for the hidden states [rows, width] with which rows leave."""
-        logits = ops.linear(self._norm(hidden), self._head)[:, : self.vocab_size].float()
+        logits = self.ops.linear(self._norm(hidden), self._head)[:, : self.vocab_size].float()
         if self.spec.logit_scale != 1:
             logits = logits * self.spec.logit_scale
         if self.spec.logit_softcap is not None:
-            logits = ops.softcap(logits, self.spec.logit_softcap)
+            logits = self.ops.softcap(logits, self.spec.logit_softcap)
         return logits.contiguous()
 
 

@@ -28,3 +28,21 @@ def build_method(name: str) -> DecodingMethod:
         near = get_close_matches(str(name), RECIPES, 3) or sorted(RECIPES)
         raise ValueError(f"method={name!r} is not known; did you mean {', '.join(near)}?")
     return RECIPES[name].build()
+
+
+def methods_page() -> str:
+    """Return ``docs/methods.md``: every method, what it promises, needs and refuses, from the same data as the errors."""
+    lines = [
+        "# Methods",
+        "",
+        "Generated from the recipes and the facts that methods declare (`methods_page` in `recipes/table.py`).",
+        "",
+        "| method | fidelity | relative to | needs | does not go with | source |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, recipe in sorted(RECIPES.items()):
+        facts = recipe.build().facts
+        refused = "; ".join(f"`{parameter}`: {reason}" for parameter, reason in sorted(facts.refuses.items()))
+        cells = [f"`{name}`", facts.fidelity, facts.relative_to, ", ".join(sorted(facts.needs)), refused, recipe.source]
+        lines.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
