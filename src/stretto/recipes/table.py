@@ -31,7 +31,7 @@ def build_method(name: str) -> DecodingMethod:
 
 
 def methods_page() -> str:
-    """Return ``docs/methods.md``: every method, what it promises, needs and refuses, from the same data as the errors."""
+    """Return ``docs/methods.md``: what every method promises, needs and refuses, from the data behind the errors."""
     lines = [
         "# Methods",
         "",
