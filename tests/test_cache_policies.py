@@ -105,9 +105,9 @@ class CountsDrafts(HeavyHitter):
 
     def commit(self, rows: object = None) -> None:
         for layer, (_, index, mass) in self._latest.items():
-            self._add(layer, index, mass, self._counted + len(list(rows)))  # type: ignore[call-overload]
+            self._add(layer, index, mass, self._counted + len(list(rows)))  # type: ignore[call-overload]  # the control takes any rows
         self._latest.clear()
-        self._counted += len(list(rows))  # type: ignore[call-overload]
+        self._counted += len(list(rows))  # type: ignore[call-overload]  # the control takes any rows
         self._shown.clear()
 
 

@@ -67,9 +67,9 @@ class BlockMethod:
         return Committed(request, filled=chunk.index[-1] + 1)
 
     def denoise(self, request: Request, rows: int) -> Chunk:
-        raise NotImplementedError
+        raise NotImplementedError  # what each of the two methods writes for itself
 
     def denoised(self, request: Request, chunk: Chunk, output: Output) -> Committed:
-        raise NotImplementedError
+        raise NotImplementedError  # what each of the two methods writes for itself
 
     def learn(self, request: Request, chunk: Chunk, output: Output) -> None: ...

@@ -104,10 +104,6 @@ class ModelCache:
         names = self._paged if lane is None else (lane,)
         return min((self.room(name) for name in names), default=self.capacity // BLOCK) * BLOCK
 
-    def needed(self, view: View | None, upto: int) -> int:
-        """Return the blocks that ``view`` (None: an empty one) lacks for ``upto`` positions, in the lane with most."""
-        return blocks_for(upto) if view is None else max(view.missing(upto).values(), default=0)
-
     def forget(self) -> None:
         """Evict all prefixes that no request uses."""
         for name in self._paged:
