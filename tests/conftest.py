@@ -11,7 +11,8 @@ from cases import LENGTH, PARAMS, PROMPTS
 from helpers import plain_text
 
 from stretto.engine.llm import LLM
-from stretto.models.transformer import Transformer
+from stretto.kernels import native
+from stretto.models.backend import AnyTransformer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +39,7 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    native.set_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +49,13 @@ def tiny() -> LLM:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny: LLM) -> Transformer:
+def tiny_model(tiny: LLM) -> AnyTransformer:
     """A second transformer of the same weights, free to be bound to engines of tests."""
     return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=256).model
 
 
 @pytest.fixture(scope="session")
-def plain(tiny: LLM, tiny_model: Transformer) -> Callable[[str, str], tuple[list[int], list[int]]]:
+def plain(tiny: LLM, tiny_model: AnyTransformer) -> Callable[[str, str], tuple[list[int], list[int]]]:
     """Return (prompt ids, plain text of 256 tokens) for a name of PROMPTS and one of PARAMS, computed once, alone."""
     known: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 

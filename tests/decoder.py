@@ -11,10 +11,14 @@ from torch import Tensor
 
 from stretto.core.batch import Batch, LaneSpec, LaneStorage, Part, Result
 from stretto.core.chunk import Chunk
-from stretto.kernels.table import REFERENCE
+from stretto.kernels import native
+from stretto.kernels.table import REFERENCE, Ops
+from stretto.models.backend import AnyTransformer
+from stretto.models.compiled import CompiledTransformer
 from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from stretto.models.transformer import Transformer
+from stretto.weights.formats import FORMATS
 
 BLOCK = 16
 
@@ -44,40 +48,75 @@ def draw(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-BACKEND = REFERENCE
-"""What ``build`` makes decoders compute with."""
+CASES = {
+    "reference-fp32": (REFERENCE, torch.float32, "fp32"),
+    "reference-bf16": (REFERENCE, torch.bfloat16, "bf16"),
+} | (
+    {}
+    if native.load() is None
+    else {
+        "native-fp32": (None, torch.float32, "fp32"),
+        "native-bf16": (None, torch.bfloat16, "bf16"),
+        "native-int8": (None, torch.bfloat16, "int8"),
+        "native-int8x2": (None, torch.float32, "int8x2"),
+        "native-int4": (None, torch.bfloat16, "int4"),
+    }
+)
+"""What a decoder computes with: ops of PyTorch (None: the native library), precision of activations, weights format."""
+
+EXACT = ["reference-fp32", *(["native-fp32"] if "native-fp32" in CASES else [])]
+"""Those that are compared with numbers in float64."""
 
 
 def build(
-    spec: ModelSpec, dtype: torch.dtype = torch.float32, lanes: tuple[LaneSpec, ...] | None = None
-) -> Transformer:
-    """Return the decoder with random weights of the precision ``dtype``."""
-    parameters = {name: tensor.to(dtype) for name, tensor in draw(spec).items()}
-    return Transformer(spec, parameters, name="test", dtype=dtype, fingerprint="test", lanes=lanes, ops=BACKEND)
+    spec: ModelSpec, case: str = EXACT[-1], lanes: tuple[LaneSpec, ...] | None = None, ops: Ops | None = None
+) -> AnyTransformer:
+    """Return the decoder with random weights; ``ops`` stands in for those of the case."""
+    given, dtype, weights = CASES[case]
+    encode = FORMATS[weights].encode
+    parameters = {
+        name: tensor if tensor.ndim < 2 else tensor.to(dtype) if name in ("embed", "positions") else encode(tensor)
+        for name, tensor in draw(spec).items()
+    }
+    common = {"name": "test", "dtype": dtype, "fingerprint": "test", "lanes": lanes}
+    if (ops := ops or given) is None:
+        return CompiledTransformer(spec, parameters, **common)
+    return Transformer(spec, parameters, **common, ops=ops)
 
 
 class Table:
     """One request's blocks, in an order that nothing but chance decides."""
 
     def __init__(self) -> None:
-        self.blocks = np.empty(0, dtype=np.int64)
+        self.blocks: list[int] = []
         self.filled = 0
+        self._slots = np.empty(0, dtype=np.int64)
+
+    @property
+    def address(self) -> int:
+        return self._slots.ctypes.data
+
+    def extend(self, blocks: list[int]) -> None:
+        self.blocks += blocks
+        self._slots = np.concatenate([np.arange(BLOCK) + block * BLOCK for block in self.blocks])
+
+    def slot(self, position: int) -> int:
+        return int(self._slots[position])
 
     def slots(self, start: int, stop: int) -> np.ndarray:
-        positions = np.arange(start, stop)
-        return self.blocks[positions // BLOCK] * BLOCK + positions % BLOCK
+        return self._slots[start:stop]
 
 
 class Lanes:
     """Storage for a model, and a pass over chunks that lays their rows in it."""
 
-    def __init__(self, model: Transformer, positions: int = 4096, scratch: int = 256, seed: int = 0) -> None:
+    def __init__(self, model: AnyTransformer, positions: int = 4096, scratch: int = 256, seed: int = 0) -> None:
         self.model = model
         self.tables: dict[int, dict[str, Table]] = {}
         self._free = np.random.default_rng(seed).permutation(positions // BLOCK).tolist()
         storage = {}
         for lane in model.lanes:
-            slots = positions + 1 + scratch
+            slots = -(-(positions + 1 + scratch) // BLOCK) * BLOCK
             shape = (slots, lane.width) if lane.kind == "feature" else (
                 len(lane.layers), slots, lane.kv_heads, lane.head_size
             )  # fmt: skip
@@ -119,10 +158,13 @@ class Lanes:
         tables = self._reserve(Chunk(request, "test", [0], [self.filled(request) + len(rows) - 1]))
         for name, table in tables.items():
             lane = self.model.storage[name]
-            slots = table.slots(table.filled, table.filled + len(rows))
-            for tensor in (lane.keys, lane.values):
-                assert tensor is not None
-                tensor[:, slots] = tensor[:, [lane.scratch + row for row in rows]]
+            slots = table.slots(table.filled, table.filled + len(rows)).tolist()
+            assert lane.values is not None
+            if lane.spec.layout == "blocks":
+                native.move_rows((lane.keys, lane.values), [lane.scratch + row for row in rows], slots)
+            else:
+                for tensor in (lane.keys, lane.values):
+                    tensor[:, slots] = tensor[:, [lane.scratch + row for row in rows]]
             table.filled += len(rows)
 
     def filled(self, request: int) -> int:
@@ -135,7 +177,8 @@ class Lanes:
         missing = -(-positions // BLOCK) - len(next(iter(tables.values())).blocks)
         blocks = [self._free.pop() for _ in range(missing)]
         for table in tables.values():
-            table.blocks = np.concatenate((table.blocks, np.array(blocks, dtype=np.int64)))
+            if blocks:
+                table.extend(blocks)
         return tables
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from stretto.core.batch import LaneSpec
+from stretto.models.backend import AnyTransformer, build
 from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
-from stretto.models.transformer import Transformer
 
 
 def small(
@@ -21,10 +21,10 @@ def small(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     lanes: tuple[LaneSpec, ...] | None = None,
-) -> Transformer:
+) -> AnyTransformer:
     """Return a Llama-like transformer whose logits spread by more than 1 and whose attention is peaked."""
     spec = small_spec(layers, width, vocab, context, window)
-    return Transformer(
+    return build(
         spec, small_parameters(spec, seed), name=name, dtype=dtype, fingerprint=f"small-{name}-{seed}", lanes=lanes
     )
 

@@ -58,6 +58,19 @@ def test_exit_codes_and_messages(arguments, code, message):
     assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_quantize_writes_a_folder_that_speaks(tmp_path):
+    folder = str(tmp_path / "int4")
+    done = stretto("quantize", "stretto-tiny", folder, "--weights", "int4")
+    assert done.returncode == 0 and "s per G" in done.stderr, done.stderr
+    text = stretto("generate", "Once upon a time", "--model", folder, "--seed", "3", "--max-tokens", "12", "--json")
+    params = SamplingParams(seed=3, max_tokens=12, temperature=0.8, top_p=0.95)
+    (expected,) = LLM("stretto-tiny", weights="int4", cache_tokens=256).generate("Once upon a time", params)
+    answer = json.loads(text.stdout)
+    assert (answer["text"], answer["fingerprint"]) == (expected.text, expected.fingerprint)
+    again = stretto("quantize", "stretto-tiny", folder)
+    assert again.returncode == 1 and "not an empty folder" in again.stderr
+
+
 @pytest.fixture(scope="module")
 def endless() -> list[str]:
     """Arguments of a text that goes on for long: a seed with which the model does not end it early."""

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from stretto.core.batch import LaneSpec
 from stretto.core.chunk import Chunk, Role, Segment
-from stretto.kernels.table import REFERENCE
+from stretto.kernels import native
+from stretto.kernels.table import REFERENCE, Ops
 from stretto.models import passes
 from stretto.models.spec import ModelSpec
+from stretto.models.transformer import Transformer
 
 ODD = {
     "even": specify(),  # in the sense of sizes that suit the vector units
@@ -54,34 +56,39 @@ def sliced(
     return torch.cat(logits)
 
 
-def differences(spec: ModelSpec, dtype: torch.dtype) -> Iterator[str]:
+def set_threads(count: int) -> None:
+    torch.set_num_threads(count)
+    native.set_threads(count)
+
+
+def differences(spec: ModelSpec, case: str, ops: Ops | None = None) -> Iterator[str]:
     """Yield in which ways of computing a text any of its logits changes by a bit."""
-    lanes = Lanes(decoder.build(spec, dtype))
+    lanes = Lanes(decoder.build(spec, case, ops=ops))
     tokens = text(LENGTH)
-    torch.set_num_threads(1)
+    set_threads(1)
     alone = sliced(lanes, 0, tokens, LENGTH)
     for number, (first, size, company, threads) in enumerate(
         [(115, 1, False, 1), (0, 16, True, 1), (9, 33, False, 3), (1, 128, True, 3), (0, LENGTH, True, 2)]
     ):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         lanes = Lanes(lanes.model, seed=number)
         if not torch.equal(sliced(lanes, 1, tokens, size, first=first, company=company), alone):
             yield f"slices of {size} behind {first}, {threads} threads, company: {company}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", decoder.CASES)
 @pytest.mark.parametrize("shape", ODD)
-def test_rows_are_alone(shape, dtype) -> None:
-    assert list(differences(ODD[shape], dtype)) == []
+def test_rows_are_alone(shape, case) -> None:
+    assert list(differences(ODD[shape], case)) == []
 
 
-def test_a_linear_without_tiles_is_caught(monkeypatch) -> None:
+def test_a_linear_without_tiles_is_caught() -> None:
     def untiled(x: Tensor, packed) -> Tensor:
         weight = packed.weight.permute(2, 0, 1).flatten(1) if packed.sharded else packed.weight
         return torch.nn.functional.linear(x, weight[:, : x.shape[1]])
 
-    monkeypatch.setattr(decoder, "BACKEND", replace(REFERENCE, linear=untiled))
-    assert any(list(differences(ODD[shape], torch.float32)) for shape in ("even", "one-kv-head"))
+    ops = replace(REFERENCE, linear=untiled)
+    assert any(list(differences(ODD[shape], "reference-fp32", ops)) for shape in ("even", "one-kv-head"))
 
 
 def tree(rng: random.Random, request: int, start: int, path: list[int]) -> tuple[Chunk, list[int]]:
@@ -105,10 +112,10 @@ def tree(rng: random.Random, request: int, start: int, path: list[int]) -> tuple
     return Chunk(request, "test", tokens, index, segments, [Role.CANDIDATE] * len(tokens)), carries
 
 
-def strayed(spec: ModelSpec, dtype: torch.dtype, rounds: int = 6) -> list[int]:
+def strayed(spec: ModelSpec, case: str, rounds: int = 6) -> list[int]:
     """Return the rounds of random trees in which the committed path differed from plain decoding by a bit."""
     rng = random.Random(1)
-    model = decoder.build(spec, dtype)
+    model = decoder.build(spec, case)
     tokens = text(LENGTH)
     plain = sliced(Lanes(model), 0, tokens, 1, first=110)
     lanes, wrong = Lanes(model, seed=1), []
@@ -127,10 +134,10 @@ def strayed(spec: ModelSpec, dtype: torch.dtype, rounds: int = 6) -> list[int]:
     return wrong
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", decoder.CASES)
 @pytest.mark.parametrize("shape", ODD)
-def test_the_committed_path_of_a_tree_is_plain_decoding(shape, dtype) -> None:
-    assert strayed(ODD[shape], dtype) == []
+def test_the_committed_path_of_a_tree_is_plain_decoding(shape, case) -> None:
+    assert strayed(ODD[shape], case) == []
 
 
 def test_attention_in_order_of_storage_is_caught(monkeypatch) -> None:
@@ -143,7 +150,7 @@ def test_attention_in_order_of_storage_is_caught(monkeypatch) -> None:
         return found
 
     monkeypatch.setattr(passes, "views", by_storage)
-    assert strayed(ODD["even"], torch.float32)
+    assert strayed(ODD["even"], "reference-fp32")
 
 
 def visible(chunk: Chunk, filled: int) -> list[set[tuple[str, int]]]:
@@ -193,16 +200,17 @@ FORESTS: dict[str, tuple[list[tuple[int, int]], list[Segment], list[Role] | None
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("case", decoder.EXACT)
 @pytest.mark.parametrize("shape", ["even", "one-kv-head", "window-and-cap"])
 @pytest.mark.parametrize("forest", FORESTS)
-def test_any_forest_equals_a_dense_forward_under_its_mask(forest, shape) -> None:
+def test_any_forest_equals_a_dense_forward_under_its_mask(forest, shape, case) -> None:
     spec, filled = ODD[shape], 130
     places, segments, roles = FORESTS[forest]
     index = [at + offset for at, count in places for offset in range(count)]
     roles = roles or [Role.PROBE] * len(index)
     chunk = Chunk(0, "test", text(len(index), 5), index, segments, roles)
     context = text(filled)
-    lanes = Lanes(decoder.build(spec))
+    lanes = Lanes(decoder.build(spec, case))
     lanes.run(prompt(0, context))
     given = lanes.run(prompt(7, text(40)), chunk, prompt(8, text(3))).logits[40 : 40 + len(index)]
 
@@ -216,8 +224,9 @@ def test_any_forest_equals_a_dense_forward_under_its_mask(forest, shape) -> None
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_rows_held_in_scratch_are_seen_by_a_later_pass() -> None:
-    model = decoder.build(ODD["one-kv-head"])
+@pytest.mark.parametrize("case", decoder.CASES)
+def test_rows_held_in_scratch_are_seen_by_a_later_pass(case) -> None:
+    model = decoder.build(ODD["one-kv-head"], case)
     tokens = text(140)
     plain = sliced(Lanes(model), 0, tokens, 140)
     lanes = Lanes(model)
@@ -233,9 +242,10 @@ def test_rows_held_in_scratch_are_seen_by_a_later_pass() -> None:
     assert torch.equal(lanes.run(later).logits, plain[130:])
 
 
-def test_nan_stays_with_its_request() -> None:
+@pytest.mark.parametrize("case", decoder.CASES)
+def test_nan_stays_with_its_request(case) -> None:
     spec = ODD["experts"]
-    model = decoder.build(spec)
+    model = decoder.build(spec, case)
     poison = Chunk(1, "test", [-1, 3, 4], [0, 1, 2], embeddings=torch.full((1, spec.width), torch.nan))
     lanes = Lanes(model)
     expected = sliced(Lanes(model), 0, text(40), 40)
@@ -265,9 +275,10 @@ class Watcher:
         self.heard[layer] = mass
 
 
-def test_a_policy_hides_entries_and_learns_their_mass() -> None:
+@pytest.mark.parametrize("case", decoder.EXACT)
+def test_a_policy_hides_entries_and_learns_their_mass(case) -> None:
     spec = ODD["window-and-cap"]
-    model, tokens = decoder.build(spec), text(LENGTH)
+    model, tokens = decoder.build(spec, case), text(LENGTH)
     lanes = Lanes(model)
     plain = sliced(lanes, 0, tokens[:140], 140)
 
@@ -292,9 +303,10 @@ def test_a_policy_hides_entries_and_learns_their_mass() -> None:
     assert not torch.equal(logits[:10], sliced(Lanes(model), 0, tokens, LENGTH)[140:])
 
 
-def test_rows_enter_leave_and_are_changed_between_layers() -> None:
+@pytest.mark.parametrize("case", decoder.EXACT)
+def test_rows_enter_leave_and_are_changed_between_layers(case) -> None:
     spec = specify(layers=4)
-    lanes = Lanes(decoder.build(spec))
+    lanes = Lanes(decoder.build(spec, case))
     tokens = text(20)
     whole = prompt(0, tokens)
     whole.hidden = (0, 2, 4)
@@ -324,7 +336,8 @@ def test_rows_enter_leave_and_are_changed_between_layers() -> None:
     assert torch.equal(changed.hidden[0][2], result.hidden[0][2])
 
 
-def test_layers_in_lanes_of_their_own_and_a_feature_lane() -> None:
+@pytest.mark.parametrize("case", decoder.EXACT)
+def test_layers_in_lanes_of_their_own_and_a_feature_lane(case) -> None:
     spec = specify(layers=4)
     shape = {"kv_heads": 2, "head_size": 16}
     split = (
@@ -332,13 +345,13 @@ def test_layers_in_lanes_of_their_own_and_a_feature_lane() -> None:
         LaneSpec("back", layers=(2, 3), **shape),
         LaneSpec("features", "feature", width=spec.width),
     )
-    plain = decoder.build(spec)
+    plain = decoder.build(spec, case)
     tokens = text(30)
     chunk = prompt(0, tokens)
     chunk.hidden = (1, 3)
     expected = Lanes(plain).run(chunk)
 
-    lanes = Lanes(decoder.build(spec, lanes=split))
+    lanes = Lanes(decoder.build(spec, case, lanes=split))
     chunk.feature = "features"
     given = lanes.run(prompt(1, text(7)), chunk)
     assert torch.equal(given.logits[7:], expected.logits)
@@ -346,9 +359,10 @@ def test_layers_in_lanes_of_their_own_and_a_feature_lane() -> None:
     assert torch.equal(lanes.model.storage["features"].keys[slots], expected.hidden[0][3])
 
 
-def test_input_embeddings_stand_for_tokens() -> None:
+@pytest.mark.parametrize("case", decoder.EXACT)
+def test_input_embeddings_stand_for_tokens(case) -> None:
     spec = ODD["even"]
-    lanes = Lanes(decoder.build(spec))
+    lanes = Lanes(decoder.build(spec, case))
     tokens = text(10)
     rows = decoder.draw(spec)["embed"][tokens[4:6]]
     given = Chunk(0, "test", [*tokens[:4], -1, -2, *tokens[6:]], list(range(10)), embeddings=rows)
@@ -359,7 +373,7 @@ def test_input_embeddings_stand_for_tokens() -> None:
 def test_what_does_not_fit_is_named() -> None:
     spec = specify()
     with pytest.raises(ValueError, match=r"dtype is torch\.float16"):
-        decoder.build(spec, torch.float16)
+        Transformer(spec, decoder.draw(spec), name="test", dtype=torch.float16, fingerprint="test")
     with pytest.raises(ValueError, match=r"lanes hold the layers \[0\]"):
         decoder.build(spec, lanes=(LaneSpec("main", layers=(0,), kv_heads=2, head_size=16),))
     lanes = Lanes(decoder.build(spec))

@@ -16,7 +16,7 @@ from stretto.core.chunk import Chunk, Role, Segment
 from stretto.core.tree import DraftTree
 from stretto.decoding.known import known_chunk
 from stretto.decoding.speculative.method import Speculative
-from stretto.models.transformer import Transformer
+from stretto.models.backend import build
 
 LAYERS, EXIT, DRAFTED, LENGTH = 4, 2, 3, 20
 SPLIT = tuple(LaneSpec(name, "kv", layers, 2, 16) for name, layers in {"early": (0, 1), "late": (2, 3)}.items())
@@ -32,7 +32,7 @@ def four(lanes):
     parameters = small_parameters(spec)
     for name in [f"layers.{layer}.{matrix}.weight" for layer in range(EXIT, LAYERS) for matrix in ("output", "down")]:
         parameters[name] *= 0.3
-    return lambda: Transformer(spec, parameters, name="target", dtype=torch.float32, fingerprint="four", lanes=lanes)
+    return lambda: build(spec, parameters, name="target", dtype=torch.float32, fingerprint="four", lanes=lanes)
 
 
 class EarlyExit(Speculative):

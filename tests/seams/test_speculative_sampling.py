@@ -15,19 +15,19 @@ from stretto.core.verifiers import Rejection
 from stretto.decoding.score import Score
 from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.method import Speculative
-from stretto.models.transformer import Transformer
+from stretto.models.backend import AnyTransformer, build
 
 VOCAB, WIDTH, LENGTH = 32, 6, 3
 PROMPT = [5]
 PARAMS = {"temperature": 1.5, "top_k": WIDTH, "max_tokens": LENGTH}
 
 
-def relative() -> Transformer:
+def relative() -> AnyTransformer:
     """The target's weights with noise: a draft that is right about every second time."""
     spec = small_spec(layers=1, vocab=VOCAB)
     truth, noise = small_parameters(spec), small_parameters(spec, seed=2)
     mixed = {name: 0.75 * truth[name] + 0.25 * noise[name] for name in truth}
-    return Transformer(spec, mixed, name="other", dtype=torch.float32, fingerprint="relative")
+    return build(spec, mixed, name="other", dtype=torch.float32, fingerprint="relative")
 
 
 @pytest.fixture(scope="module")

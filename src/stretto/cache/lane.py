@@ -10,16 +10,22 @@ from torch import Tensor
 
 from stretto.cache.blocks import BLOCK, BlockPool
 from stretto.core.batch import LaneSpec, LaneStorage
+from stretto.kernels import native
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+_PAGE = 4096
+
+
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor of zeros whose pages, on the CPU, are taken from the system only when they are first touched."""
+    """Return a tensor of zeros, on the CPU at the border of a page, taken from the system only when first touched."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(*shape)
+    memory = np.zeros(size + _PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % _PAGE
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(*shape)
 
 
 class Lane:
@@ -37,6 +43,8 @@ class Lane:
         self._size = BLOCK if self.paged else 1
         null = blocks * self._size
         slots = null + 1 + scratch
+        if spec.layout == "blocks":
+            slots = -(-slots // BLOCK) * BLOCK
         dtype = _DTYPES[spec.dtype]
         values = None
         if spec.kind == "kv":
@@ -61,6 +69,9 @@ class Lane:
 
     def keep(self, moves: dict[int, int]) -> None:
         """Copy rows to their slots: ``moves`` is scratch row by slot. One indexed copy for all rows and layers."""
+        if self.spec.layout == "blocks":
+            native.move_rows(self._tensors, [self.storage.scratch + row for row in moves.values()], list(moves))
+            return
         device = self.storage.keys.device
         source = torch.tensor(list(moves.values()), dtype=torch.int64, device=device) + self.storage.scratch
         target = torch.tensor(list(moves), dtype=torch.int64, device=device)

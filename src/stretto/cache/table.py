@@ -18,12 +18,13 @@ class Table:
     The slots of all positions are kept written out, so that reading a whole context costs one slice.
     """
 
-    __slots__ = ("_slots", "blocks", "filled")
+    __slots__ = ("_slots", "address", "blocks", "filled")
 
     def __init__(self) -> None:
         self.blocks: list[int] = []
         self.filled = 0
         self._slots = np.empty(4 * BLOCK, dtype=np.int64)
+        self.address = self._slots.ctypes.data
 
     @property
     def reserved(self) -> int:
@@ -51,6 +52,7 @@ class Table:
             grown = np.empty(2 * self.reserved, dtype=np.int64)
             grown[:start] = self._slots[:start]
             self._slots = grown
+            self.address = grown.ctypes.data
         added = np.array(self.blocks[start // BLOCK :], dtype=np.int64)
         self._slots[start : self.reserved] = (added[:, None] * BLOCK + _OFFSETS).ravel()
 

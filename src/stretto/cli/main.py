@@ -60,6 +60,28 @@ def evaluate(
     run(model, files, limit=limit, device=device, as_json=as_json)
 
 
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder; it loads without the original.")],
+    weights: Annotated[str, typer.Option(help="int8, int8x2, int8-fast or int4.")] = "int8",
+) -> None:
+    """Store a model with quantized weights."""
+    from stretto.cli.quantize import run
+
+    run(model, out, weights=weights)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Say what this installation runs on: kernels, instruction set, threads, speed of memory and arithmetic."""
+    from stretto.cli.doctor import run
+
+    run(as_json=as_json)
+
+
 @train_app.command()
 def tiny(
     data: Annotated[Path, typer.Option(help="Folder with <corpus>.<split>.jsonl[.xz] files.")],

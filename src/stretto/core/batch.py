@@ -18,6 +18,12 @@ class LaneTable(Protocol):
 
     filled: int
     """Positions below this one hold their rows."""
+    address: int
+    """Where the slots of all positions lie written out, as int64; valid until the table changes."""
+
+    def slot(self, position: int) -> int:
+        """Return the storage slot of ``position``."""
+        ...
 
     def slots(self, start: int, stop: int) -> np.ndarray:
         """Return int64 [stop - start]: the storage slots of the positions from ``start`` to ``stop``."""
@@ -74,6 +80,8 @@ class LaneSpec:
     width: int = 0
     """Length of a feature or state vector."""
     dtype: str = "fp32"
+    layout: str = "rows"
+    """``rows`` (one row of a slot after the other) or ``blocks`` (as the native attention reads them)."""
 
     def bytes_per_token(self) -> int:
         """Return the bytes that one position takes in this lane (a state lane takes none per position)."""
@@ -111,7 +119,10 @@ class LaneStorage:
 
     spec: LaneSpec
     keys: Tensor
-    """kv: [layers of the lane, slots, kv_heads, head_size]; feature and state: [slots, width]."""
+    """kv: [layers of the lane, slots, kv_heads, head_size]; feature and state: [slots, width].
+
+    In a lane of layout ``blocks`` only the first two dimensions mean something: 16 slots lie interleaved in the order
+    that ``native/src/attention/attention.hpp`` draws."""
     values: Tensor | None
     null: int
     """The slot that is always zero."""

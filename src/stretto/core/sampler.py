@@ -51,16 +51,14 @@ class SamplerState:
     token and ends the use of its forks; whoever resumes a request begins anew and commits its tokens again.
     """
 
-    __slots__ = ("committed", "generated", "mask_state", "pending", "plain_greedy", "plain_random")
+    __slots__ = ("committed", "generated", "mask_state", "pending", "shaped")
 
     def __init__(self, committed: Committed, pending: tuple[int, ...], generated: int, mask_state: Any) -> None:
         self.committed = committed
         self.pending = pending  # the tokens between the committed text and this place
         self.generated = generated  # the number of generated tokens before this place
         self.mask_state = mask_state
-        plain, greedy = committed.plain, committed.params.temperature == 0.0
-        self.plain_greedy = plain and greedy
-        self.plain_random = plain and not greedy and not committed.filtered
+        self.shaped = not committed.plain or (committed.filtered and committed.params.temperature > 0.0)
 
     @classmethod
     def begin(

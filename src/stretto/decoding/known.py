@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stretto.core.choose import NAN_LOGITS, logprobs
+from stretto.core.choose import logprobs
 from stretto.core.chunk import ALL_ROWS, Chunk, Output
+from stretto.core.picking import NAN_LOGITS
 from stretto.core.request import Request
 
 CHOICE_ERRORS = {

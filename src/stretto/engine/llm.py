@@ -37,7 +37,8 @@ class LLM:
     ``model``: an embedded name, a checkpoint folder or a hub id. ``dtype``: precision of activations and cache,
     ``weights``: format of the matrices (``auto`` keeps the checkpoint's own, fp16 is widened to fp32).
     ``device``: ``cpu``, ``cuda`` or ``auto`` (the CPU, until the GPU has kernels of its own). ``method``: the default
-    decoding method. ``threads``: of PyTorch, for the whole process. ``cache_tokens``: positions that the cache holds
+    decoding method. ``threads``: for the whole process (default: PyTorch's
+    choice, one per core). ``cache_tokens``: positions that the cache holds
     (default: a share of the free memory). ``max_rows``: row budget of a step.
 
     Raises ``ValueError`` for arguments, ``FileNotFoundError`` and ``ValueError`` for checkpoints, saying what to do.
@@ -64,6 +65,7 @@ class LLM:
         where = pick_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
+        native.set_threads(torch.get_num_threads())
         if native.load() is None:
             native.notice_once()
         folder = Path(resolve(str(model)))
@@ -78,6 +80,7 @@ class LLM:
             {"target": self.model}, [], cache_tokens=capacity, max_rows=max_rows or MAX_ROWS, device=where
         )
         eos = self.model.spec.eos_ids | (self.tokenizer.eos_ids if self.tokenizer else frozenset())
+        self.model.measure()
         self.intake = Intake(self.model, self.tokenizer, eos, self.engine.caches["target"].capacity, count())
         self.default_method = self.method(method).name
         self._score = Score()

@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-ABI_VERSION = 1
+import torch
+from torch import Tensor
+
+ABI_VERSION = 2
 """The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
 
 NOTICE = """\
@@ -43,6 +47,43 @@ _noticed = False
 def load() -> ModuleType | None:
     """Return the native library, or None if this installation has none (``reason`` says why)."""
     return _library
+
+
+def required() -> ModuleType:
+    """Return the native library; ``RuntimeError`` says why there is none."""
+    if _library is None:
+        raise RuntimeError(f"the native kernels were asked for, but {reason}")
+    return _library
+
+
+def set_threads(count: int) -> None:
+    """Run every native pass of this process on ``count`` threads from now on; ``ValueError`` outside 1 to 256."""
+    if _library is not None:
+        _library.set_threads(count)
+
+
+def move_rows(storage: Sequence[Tensor], source: list[int], target: list[int]) -> None:
+    """Copy rows between slots of a lane in blocks: keys and values [layers, slots, kv_heads, head_size]."""
+    keys, values = storage
+    layers, _, heads, size = keys.shape
+    stride = keys.stride(0) * keys.element_size()
+    bf16 = keys.dtype is torch.bfloat16
+    required().move_rows(keys.data_ptr(), values.data_ptr(), layers, stride, bf16, heads, size, source, target)
+
+
+def seconds() -> float:
+    """Return the seconds that callers spent in native passes since the process began."""
+    return float(required().seconds())
+
+
+def streaming_read(size: int, repeats: int) -> float:
+    """Return the GB/s at which all threads of the pool together read ``size`` bytes, the median of ``repeats``."""
+    return float(required().streaming_read(size, repeats))
+
+
+def peak(kind: str) -> float:
+    """Return the operations per second of all threads in a loop on registers; ``kind`` is fp32, bf16 or int8."""
+    return float(required().peak(("fp32", "bf16", "int8").index(kind)))
 
 
 def notice_once() -> None:

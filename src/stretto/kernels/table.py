@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stretto.kernels import reference
 from stretto.kernels.linear import Packed
+from stretto.kernels.quantized import PackedIntegers
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Ops:
     """
 
     name: str
-    pack: Callable[..., Packed]
+    pack: Callable[..., Packed | PackedIntegers]
     linear: Callable[..., Tensor]
     rms_norm: Callable[..., Tensor]
     layer_norm: Callable[..., Tensor]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stretto.kernels.linear import Packed
+from stretto.kernels.quantized import PackedIntegers, Quantized
 from stretto.kernels.table import REFERENCE, Ops
 from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, NormSpec
 
@@ -18,7 +19,11 @@ class Weights:
     """A checkpoint's tensors by name, each read once and put on the model's device."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, ops: Ops = REFERENCE
+        self,
+        parameters: Mapping[str, Tensor | Quantized],
+        device: torch.device,
+        dtype: torch.dtype,
+        ops: Ops = REFERENCE,
     ) -> None:
         self._parameters = parameters
         self.ops = ops
@@ -26,15 +31,27 @@ class Weights:
         self.dtype = dtype
         """Precision of the activations."""
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
+
     def __getitem__(self, name: str) -> Tensor:
+        """Return a vector, or a matrix whose rows are looked up."""
+        found = self.matrix(name)
+        assert isinstance(found, Tensor), name
+        return found
+
+    def matrix(self, name: str) -> Tensor | Quantized:
+        """Return a matrix that is multiplied with, in its weights format."""
         try:
             return self._parameters[name].to(self.device)
         except KeyError:
             raise ValueError(f"the checkpoint has no tensor for {name}, which its configuration asks for") from None
 
-    def packed(self, prefix: str, names: Iterable[str], bias: bool, *, align: int = 1, sharded: bool = False) -> Packed:
+    def packed(
+        self, prefix: str, names: Iterable[str], bias: bool, *, align: int = 1, sharded: bool = False
+    ) -> Packed | PackedIntegers:
         """Return the matrices ``prefix + name`` fused into one that reads their common input."""
-        weights = [self[f"{prefix}{name}.weight"] for name in names]
+        weights = [self.matrix(f"{prefix}{name}.weight") for name in names]
         biases = [self[f"{prefix}{name}.bias"] for name in names] if bias else []
         return self.ops.pack(weights, biases, dtype=self.dtype, align=align, sharded=sharded)
 

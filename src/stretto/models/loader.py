@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from stretto.kernels.table import REFERENCE
-from stretto.models.families import Family, Stored, family_of, specify
-from stretto.models.parameters import parameter_shapes
+from stretto.models.backend import AnyTransformer, build, numerics
+from stretto.models.families import family_of, specify
+from stretto.models.sources import CheckpointParameters, Parameters, Progress, QuantizedParameters, own_precision
 from stretto.models.spec import ModelSpec
-from stretto.models.transformer import Transformer
 from stretto.weights import Checkpoint, dtype_name, parse_dtype, resolve
 from stretto.weights.formats import FORMATS, WeightFormat, own_format
+from stretto.weights.storage import KEY, Record, read_record
 
 _log = logging.getLogger(__name__)
 
@@ -31,56 +28,71 @@ def load_model(
     dtype: str = "auto",
     weights: str = "auto",
     device: str | torch.device = "cpu",
-) -> Transformer:
+    progress: Progress | None = None,
+) -> AnyTransformer:
     """Return the transformer of the checkpoint ``model``: a folder, or a name that ``resolve`` knows.
 
     ``name`` is what chunks call it. ``dtype`` (auto, fp32, bf16) is the precision of activations and cache, ``weights``
-    (auto, fp32, bf16) that of the matrices; auto keeps the checkpoint's own, fp16 being widened to fp32.
+    (auto or a key of ``FORMATS``) the format of the matrices; auto keeps the checkpoint's own, fp16 being widened to
+    fp32. ``progress`` hears how many weights are loaded, and of how many.
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for a configuration that is not honoured in full,
     for tensors that are missing, left over or of another shape than the configuration implies.
     """
-    folder = model if isinstance(model, Path) else resolve(model)
-    checkpoint = Checkpoint(folder)
-    spec, family = specify(checkpoint.config), family_of(checkpoint.config)
-    spec = replace(spec, eos_ids=_end_ids(folder) or spec.eos_ids)
-    activations, matrices = _precision(dtype), _format(weights)
-    if activations is None or matrices is None:
-        own = _own_precision(checkpoint)
-        activations, matrices = activations or own, matrices or own_format(own)
+    source = open_source(model, weights)
+    activations = _precision(dtype) or source.own()
+    if source.record is None and "auto" in (dtype, weights) and source.checkpoint.dtype is torch.float16:
+        _log.warning("%s is stored in fp16, which is widened to fp32", source.checkpoint.folder)
+    spec = source.spec
     if spec.embedding_scale != 1.0:  # a factor in the precision of the activations is what the model was trained with
         spec = replace(spec, embedding_scale=float(torch.tensor(spec.embedding_scale, dtype=activations)))
-    parameters = Parameters(checkpoint, _plan(checkpoint, family, spec), matrices)
     device = torch.device(device)
-    fingerprint = _fingerprint(checkpoint.fingerprint(), spec, activations, matrices, device)
-    return Transformer(spec, parameters, name=name, dtype=activations, device=device, fingerprint=fingerprint)
+    fingerprint = _fingerprint(source.content(), spec, activations, source.parameters.matrices, device)
+    source.parameters.progress = progress
+    loaded = build(spec, source.parameters, name=name, dtype=activations, fingerprint=fingerprint, device=device)
+    if source.parameters.matrices.quantized:
+        _log.info("%s: %s", source.checkpoint.folder, source.parameters.summary())
+    return loaded
 
 
-class Parameters(Mapping[str, Tensor]):
-    """A checkpoint's tensors under the names of ``spec.PARAMETERS``, each read when it is asked for.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model on disk, opened: what it is, and its weights, each read and encoded when it is asked for."""
 
-    Matrices come in the format ``matrices``, vectors (norms and biases, a few thousandths of the weights) in fp32.
-    """
+    checkpoint: Checkpoint
+    record: Record | None
+    """What a folder of quantized weights says about the checkpoint that it was made from."""
+    spec: ModelSpec
+    parameters: Parameters
 
-    def __init__(self, checkpoint: Checkpoint, plan: Mapping[str, Stored], matrices: WeightFormat) -> None:
-        self._checkpoint = checkpoint
-        self._plan = plan
-        self._matrices = matrices
+    def own(self) -> torch.dtype:
+        """Return the checkpoint's own precision, fp16 widened."""
+        return own_precision(self.checkpoint) if self.record is None else parse_dtype(self.record.dtype)
 
-    def __getitem__(self, name: str) -> Tensor:
-        stored = self._plan[name]
-        tensor = self._checkpoint.get(stored.name)
-        if stored.transposed:
-            tensor = tensor.T
-        if stored.parts > 1:
-            tensor = tensor.chunk(stored.parts)[stored.part]
-        return (self._matrices.encode(tensor) if tensor.ndim > 1 else tensor.float()).contiguous()
+    def content(self) -> str:
+        """Return the fingerprint of the checkpoint, or of the one that it was made from."""
+        return self.checkpoint.fingerprint() if self.record is None else self.record.source
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plan)
 
-    def __len__(self) -> int:
-        return len(self._plan)
+def open_source(model: str | Path, weights: str) -> Source:
+    """Open the checkpoint ``model`` for the weights format asked for; raises as ``load_model`` does."""
+    folder = model if isinstance(model, Path) else resolve(model)
+    asked = _format(weights)
+    checkpoint = Checkpoint(folder)
+    record = read_record(checkpoint)
+    config = {key: value for key, value in checkpoint.config.items() if record is None or key != KEY}
+    spec, family = specify(config), family_of(config)
+    spec = replace(spec, eos_ids=_end_ids(folder) or spec.eos_ids)
+    if record is None:
+        form = asked or own_format(own_precision(checkpoint))
+        return Source(checkpoint, None, spec, CheckpointParameters(checkpoint, family, spec, form))
+    form = FORMATS[record.format]
+    if asked not in (None, form):
+        raise ValueError(
+            f"weights is {weights!r}, but {folder} holds {form.name}; ask for auto, or use the checkpoint that it was "
+            "made from"
+        )
+    return Source(checkpoint, record, spec, QuantizedParameters(checkpoint, spec, form))
 
 
 def _precision(asked: str) -> torch.dtype | None:
@@ -98,56 +110,6 @@ def _format(asked: str) -> WeightFormat | None:
     return None if asked == "auto" else FORMATS[asked]
 
 
-def _own_precision(checkpoint: Checkpoint) -> torch.dtype:
-    if checkpoint.dtype is not torch.float16:
-        return checkpoint.dtype
-    _log.warning("%s is stored in fp16, which is widened to fp32", checkpoint.folder)
-    return torch.float32
-
-
-def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> dict[str, Stored]:
-    """Return where each parameter lies, having checked that the checkpoint holds these in their shapes and no more."""
-    names = checkpoint.names()
-    root = family.root if any(name.startswith(family.root) for name in names) else ""
-    shapes = parameter_shapes(spec)
-    plan = {ours: family.stored(ours) for ours in shapes}
-    plan = {ours: one if ours == "head" else replace(one, name=root + one.name) for ours, one in plan.items()}
-    needed = {stored.name for stored in plan.values()}
-    if missing := needed - names:
-        hint = "; set tie_word_embeddings to true if it is the embedding" if missing == {"lm_head.weight"} else ""
-        raise ValueError(f"{checkpoint.folder} lacks {_some(missing)}, which its config.json calls for{hint}")
-    left = {name for name in names - needed if not re.search(family.buffers, name)}
-    if spec.tied and "lm_head.weight" in left:
-        _check_tied(checkpoint, plan["embed"].name)
-        left.remove("lm_head.weight")
-    if left:
-        raise ValueError(
-            f"{checkpoint.folder} holds {_some(left)}, which no part of its config.json calls for; its model_type or "
-            "one of its flags does not describe these weights"
-        )
-    for ours, shape in shapes.items():
-        _check_shape(checkpoint, plan[ours], shape)
-    return plan
-
-
-def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
-    if not torch.equal(checkpoint.get("lm_head.weight"), checkpoint.get(embedding)):
-        raise ValueError(
-            f"{checkpoint.folder / 'config.json'}: tie_word_embeddings is true, but lm_head.weight and {embedding} "
-            "differ, expected equal tensors; set it to false if the head is a matrix of its own"
-        )
-
-
-def _check_shape(checkpoint: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> None:
-    whole = (shape[0] * stored.parts, *shape[1:])
-    expected = whole[::-1] if stored.transposed else whole
-    if checkpoint.shape(stored.name) != expected:
-        raise ValueError(
-            f"{checkpoint.folder}: tensor {stored.name} has shape {list(checkpoint.shape(stored.name))}, expected "
-            f"{list(expected)} from config.json; one of its sizes does not describe these weights"
-        )
-
-
 def _end_ids(folder: Path) -> frozenset[int]:
     """Return the ids that end a text according to ``generation_config.json``, which goes before ``config.json``."""
     path = folder / "generation_config.json"
@@ -157,11 +119,6 @@ def _end_ids(folder: Path) -> frozenset[int]:
 
 def _fingerprint(content: str, spec: ModelSpec, dtype: torch.dtype, weights: WeightFormat, device: torch.device) -> str:
     """Hash what decides the bits of the logits; the specification holds the rope variant."""
-    unit = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    rest = [repr(replace(spec, eos_ids=frozenset())), dtype_name(dtype), weights.name, REFERENCE.name, unit]
+    form = f"{weights.name}-{weights.version}"
+    rest = [repr(replace(spec, eos_ids=frozenset())), dtype_name(dtype), form, numerics(device)]
     return hashlib.sha256("\n".join([content, *rest]).encode()).hexdigest()[:16]
-
-
-def _some(names: Collection[str], shown: int = 6) -> str:
-    rest = len(names) - shown
-    return ", ".join(sorted(names)[:shown]) + (f" and {rest} more tensors" if rest > 0 else "")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from stretto.core.batch import Batch, Part, Result
+from stretto.core.batch import Batch, LaneStorage, Part, Result
 from stretto.core.sight import Sight
 from stretto.kernels.attention import Asked
-from stretto.models.layers import Attend, Turn
+from stretto.models.layers import Attend
 from stretto.models.plan import Layout
-from stretto.models.spec import AttentionSpec, RopeSpec
+from stretto.models.spec import AttentionSpec
 from stretto.models.views import View, views
 
 if TYPE_CHECKING:
@@ -104,10 +105,22 @@ class _Lane:
         return out
 
 
-class Pass:
-    """The state of one forward call."""
+class Stack(Protocol):
+    """What a pass calls of its model."""
 
-    def __init__(self, model: Transformer, batch: Batch) -> None:
+    layers: int
+    device: torch.device
+    storage: dict[str, LaneStorage]
+
+    def embed(self, batch: Batch) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Pass:
+    """The state of one forward call: which rows run which layers, and what their chunks get back."""
+
+    def __init__(self, model: Stack, batch: Batch) -> None:
         self._model = model
         self._batch = batch
         self._hidden = model.embed(batch)
@@ -126,20 +139,50 @@ class Pass:
         for number, (part, span) in enumerate(zip(self._batch.parts, self._spans, strict=True)):
             if span[0] in self._borders[number]:
                 self._kept[number][span[0]] = self._hidden[part.start : part.start + len(part.chunk)].clone()
-        turns = self._model.turns(self._batch)
         cuts = sorted({border for span in self._spans for border in span})
         for first, last in pairwise(cuts):
             active = [number for number, span in enumerate(self._spans) if span[0] <= first and last <= span[1]]
             if active:
-                self._stage(first, last, active, turns)
+                self._stage(first, last, active)
         self._keep_features()
         wanted = torch.tensor(self._batch.wanted, dtype=torch.int64, device=self._model.device)
         asked = any(self._borders)
         return Result(self._model.logits(self._hidden.index_select(0, wanted)), self._kept if asked else [])
 
-    def _stage(self, first: int, last: int, active: list[int], turns: dict[RopeSpec, Turn]) -> None:
+    @abstractmethod
+    def _stage(self, first: int, last: int, active: list[int]) -> None:
         """Take the rows of the parts ``active`` through the layers from ``first`` to ``last``."""
+
+    def _cross(self, number: int, border: int, rows: Tensor) -> None:
+        """Let the chunk of part ``number`` change its ``rows`` between two of its layers, and keep what it wants."""
+        hook = self._batch.parts[number].chunk.hook
+        if hook is not None and border < self._spans[number][1]:
+            changed = hook(border, rows)
+            if changed is not None:
+                rows.copy_(changed)
+        if border in self._borders[number]:
+            self._kept[number][border] = rows.clone()
+
+    def _keep_features(self) -> None:
+        """Write hidden states to the feature lanes that chunks name."""
+        for number, part in enumerate(self._batch.parts):
+            name = part.chunk.feature
+            if name is None:
+                continue
+            border = part.chunk.hidden[-1] if part.chunk.hidden else self._spans[number][1]
+            slots = self._batch.slots[name][part.start : part.start + len(part.chunk)]
+            lane = self._model.storage[name].keys
+            lane[torch.tensor(slots, device=lane.device)] = self._kept[number][border].to(lane.dtype)
+
+
+class TorchPass(Pass):
+    """A pass whose ops are called one by one."""
+
+    _model: Transformer
+
+    def _stage(self, first: int, last: int, active: list[int]) -> None:
         model, batch = self._model, self._batch
+        turns = model.turns(batch)
         parts: list[tuple[Part, int]] = []
         count = 0
         for number in active:
@@ -170,27 +213,6 @@ class Pass:
             for number, start, stop in watching:
                 self._cross(number, layer + 1, x[start:stop])
         self._hidden = x if rows is None else self._hidden.index_copy(0, rows, x)
-
-    def _cross(self, number: int, border: int, rows: Tensor) -> None:
-        """Let the chunk of part ``number`` change its ``rows`` between two of its layers, and keep what it wants."""
-        hook = self._batch.parts[number].chunk.hook
-        if hook is not None and border < self._spans[number][1]:
-            changed = hook(border, rows)
-            if changed is not None:
-                rows.copy_(changed)
-        if border in self._borders[number]:
-            self._kept[number][border] = rows.clone()
-
-    def _keep_features(self) -> None:
-        """Write hidden states to the feature lanes that chunks name."""
-        for number, part in enumerate(self._batch.parts):
-            name = part.chunk.feature
-            if name is None:
-                continue
-            border = part.chunk.hidden[-1] if part.chunk.hidden else self._spans[number][1]
-            slots = self._batch.slots[name][part.start : part.start + len(part.chunk)]
-            lane = self._model.storage[name].keys
-            lane[torch.tensor(slots, device=lane.device)] = self._kept[number][border].to(lane.dtype)
 
 
 def _wanted(part: Part, span: tuple[int, int]) -> set[int]:

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stretto.core.batch import Batch, LaneSpec, LaneStorage, Result
+from stretto.core.batch import Batch, LaneSpec, Result
 from stretto.kernels.elementwise import RopeTable
+from stretto.kernels.linear import Packed
+from stretto.kernels.quantized import Quantized
 from stretto.kernels.table import REFERENCE, Ops
+from stretto.models.base import Described
 from stretto.models.layers import Layer, Weights
-from stretto.models.passes import Pass
+from stretto.models.passes import TorchPass
 from stretto.models.spec import ModelSpec, RopeSpec
 
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-"""Precisions of activations and cache."""
 
-
-class Transformer:
+class Transformer(Described):
     """A ``Model`` (see ``core.batch``): logits, keys and values of ragged batches."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        parameters: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor | Quantized],
         *,
         name: str,
         dtype: torch.dtype,
@@ -33,43 +33,33 @@ class Transformer:
         lanes: tuple[LaneSpec, ...] | None = None,
         ops: Ops = REFERENCE,
     ) -> None:
-        """Pack ``parameters`` (names as in ``spec.PARAMETERS``, fp32 or bf16), reading each once.
+        """Pack ``parameters`` (names as in ``spec.PARAMETERS``, in a weights format), reading each once.
+
+        A ``head`` beside a tied embedding is the same matrix in another format than the lookups'.
 
         ``dtype`` is the precision of activations and cache. ``lanes`` defaults to one of all layers, named ``main``;
         where layers differ in their heads to one for each of their shapes. ``ops`` is the backend that computes.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16")
-        self.spec = spec
-        self.name = name
-        self.dtype = dtype
+        super().__init__(spec, name, dtype, fingerprint, lanes)
         self.device = torch.device(device)
-        self.fingerprint = fingerprint
-        self.vocab_size, self.context, self.width = spec.vocab_size, spec.context, spec.width
-        self.layers = len(spec.layers)
-        self.lanes = _default_lanes(spec, DTYPES[dtype]) if lanes is None else lanes
-        self.places = _places(self.lanes, self.layers)
         self.ops = ops
         weights = Weights(parameters, self.device, dtype, ops)
         embed = weights["embed"]
-        head = embed if spec.tied else weights["head"]
-        self._head = ops.pack([head], dtype=dtype)
-        self._embed = self._head.weight[: spec.vocab_size, : spec.width] if spec.tied else embed
+        shared = spec.tied and "head" not in weights
+        self._head = ops.pack([embed if shared else weights.matrix("head")], dtype=dtype)
+        if shared and isinstance(self._head, Packed):
+            embed = self._head.weight[: spec.vocab_size, : spec.width]
+        self._embed = embed
         self._positions = weights["positions"] if spec.positions else None
         self._norm = weights.norm("norm", spec.norm)
         self.stack = [Layer(layer, weights, f"layers.{number}.") for number, layer in enumerate(spec.layers)]
         ropes = {layer.attention.rope for layer in spec.layers} - {None}
         self._tables = {rope: RopeTable(rope.inverse, rope.attention, self.device) for rope in ropes if rope}
-        self.storage: dict[str, LaneStorage] = {}
-
-    def bind(self, storage: dict[str, LaneStorage]) -> None:
-        """Take the lanes' storage once, at load; passes read and write it by slot."""
-        self.storage = storage
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Result:
         """Run one pass: write the rows' keys and values to their slots, return what the chunks asked for."""
-        return Pass(self, batch).run()
+        return TorchPass(self, batch).run()
 
     def embed(self, batch: Batch) -> Tensor:
         """Return the hidden states [rows, width] with which the rows of ``batch`` begin."""
@@ -99,29 +89,3 @@ class Transformer:
         if self.spec.logit_softcap is not None:
             logits = self.ops.softcap(logits, self.spec.logit_softcap)
         return logits.contiguous()
-
-
-def _default_lanes(spec: ModelSpec, dtype: str) -> tuple[LaneSpec, ...]:
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for number, layer in enumerate(spec.layers):
-        by_shape.setdefault((layer.attention.kv_heads, layer.attention.head_size), []).append(number)
-    return tuple(
-        LaneSpec(
-            name="main" if len(by_shape) == 1 else f"main-{heads}x{size}",
-            layers=tuple(layers),
-            kv_heads=heads,
-            head_size=size,
-            dtype=dtype,
-        )
-        for (heads, size), layers in by_shape.items()
-    )
-
-
-def _places(lanes: tuple[LaneSpec, ...], layers: int) -> list[tuple[str, int]]:
-    """Return for each layer its lane and its number in the lane's storage."""
-    places = {
-        layer: (lane.name, place) for lane in lanes if lane.kind == "kv" for place, layer in enumerate(lane.layers)
-    }
-    if sorted(places) != list(range(layers)):
-        raise ValueError(f"lanes hold the layers {sorted(places)}, expected each of 0 to {layers - 1} once")
-    return [places[layer] for layer in range(layers)]

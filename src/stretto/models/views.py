@@ -36,7 +36,7 @@ class View:
 
 
 @dataclass(slots=True)
-class _Path:
+class Path:
     """What the rows of a segment see beside their own segment."""
 
     segment: Segment
@@ -61,7 +61,7 @@ def views(chunk: Chunk, first: int, table: LaneTable, slots: Sequence[int], scra
     cached: dict[tuple[tuple[int, int], ...], tuple[Ints, Ints]] = {}
     anew = bool(index.min() < table.filled)
     found = []
-    for path in _paths(chunk, table.filled):
+    for path in paths(chunk, table.filled):
         own = np.arange(path.first, path.first + path.segment.rows)
         others = np.array(list(dict.fromkeys(path.also + path.ancestors)), dtype=np.int64)
         if path.spans not in cached:
@@ -88,10 +88,10 @@ def views(chunk: Chunk, first: int, table: LaneTable, slots: Sequence[int], scra
     return found
 
 
-def _paths(chunk: Chunk, filled: int) -> list[_Path]:
-    """Follow each segment's parents to the context."""
-    paths: list[_Path] = []
-    of_row: list[_Path] = []
+def paths(chunk: Chunk, filled: int) -> list[Path]:
+    """Return what the rows of each segment see beside it, following its parents to the context."""
+    found: list[Path] = []
+    of_row: list[Path] = []
     starts: list[range] = []
     root: tuple[tuple[int, int], ...] = ((0, filled),) if filled else ()
     for segment in chunk.segments or (Segment(len(chunk)),):
@@ -106,11 +106,11 @@ def _paths(chunk: Chunk, filled: int) -> list[_Path]:
             spans = segment.sees
         for other in segment.also:
             also = (*also, *starts[other])
-        path = _Path(segment, len(of_row), spans, held, also, ancestors)
+        path = Path(segment, len(of_row), spans, held, also, ancestors)
         starts.append(range(path.first, path.first + segment.rows))
         of_row += [path] * segment.rows
-        paths.append(path)
-    return paths
+        found.append(path)
+    return found
 
 
 def _cached(spans: tuple[tuple[int, int], ...], table: LaneTable) -> tuple[Ints, Ints]:

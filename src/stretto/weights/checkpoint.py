@@ -73,13 +73,20 @@ class Checkpoint:
         return dominating
 
     def fingerprint(self) -> str:
-        """A hash of the content, 16 hexadecimal digits, the same however the tensors are spread over files.
+        """A hash of configuration and content, 16 hexadecimal digits, the same however tensors are spread over files.
 
-        It covers the configuration, the name, shape and dtype of every tensor, and the first and last 4 KiB of each
-        one's bytes (the whole of small ones, such as norms): cheap on any size. A change in the middle of a large
-        matrix alone goes unseen.
+        Cheap on any size; see ``content`` for what goes unseen.
         """
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        configuration = json.dumps(self.config, sort_keys=True)
+        return hashlib.sha256(f"{configuration}\n{self.content()}".encode()).hexdigest()[:16]
+
+    def content(self) -> str:
+        """A hash of the tensors, 16 hexadecimal digits, the same however they are spread over files.
+
+        It covers the name, shape and dtype of every tensor, and the first and last 4 KiB of each one's bytes (the
+        whole of small ones, such as norms). A change in the middle of a large matrix alone goes unseen.
+        """
+        digest = hashlib.sha256()
         for name in sorted(self._home):
             entry = self._entry(name)
             digest.update(json.dumps([name, entry.shape, dtype_name(entry.dtype)]).encode())

@@ -7,19 +7,19 @@ from pathlib import Path
 
 _ZOO = Path(__file__).parent.parent / "zoo"
 
-# What a checkpoint needs and no more: other formats of the same weights are left on the hub. The legacy tokenizer is
-# taken along so that its refusal can be told.
-_WANTED = [
-    "config.json",
+COMPANIONS = (
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "tokenizer.model",
-]
+)
+"""Files beside the weights: of tokenizer, chat and generation. The legacy tokenizer is taken along so that its refusal
+can be told."""
+
+# What a checkpoint needs and no more: other formats of the same weights are left on the hub.
+_WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *COMPANIONS]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -3,7 +3,8 @@
 
 namespace stretto {
 
-// "avx512" (F, BW, DQ and VL), "avx2" (AVX2 and FMA) or "generic"; both the processor and the operating system must agree.
+// "avx512" (F, BW, DQ, VL, VNNI and BF16), "avx2" (AVX2, FMA and F16C) or "generic"; both the processor and the
+// operating system must agree.
 const char* instruction_set() noexcept;
 
 }  // namespace stretto

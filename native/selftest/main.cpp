@@ -1,0 +1,103 @@
+// Compares every op of every path that this machine runs with a scalar version in double precision, and rows with
+// themselves in other company. Exits with 1 where anything differs.
+//
+//   stretto_selftest [--seed N] [--quick] [--only WORD] [--digest]
+//
+// STRETTO_ISA restricts it to one path. --digest prints the hash of the bits of all results instead of errors: builds at other
+// optimization levels must print the same.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "check.hpp"
+
+namespace {
+
+using namespace stretto::selftest;
+
+constexpr NamedSuite suites[] = {
+    {"linear", check_linear},        {"linear rows", check_linear_rows},       {"prepare", check_prepare},
+    {"attention", check_attention},  {"attention rows", check_attention_rows}, {"storage", check_storage},
+    {"rows", check_rows},            {"route", check_route},                   {"choose", check_choose},
+};
+constexpr NamedSuite common[] = {{"packing", check_packing}, {"pool", check_pool}, {"controls", check_controls}};
+
+struct Options {
+    uint64_t seed = 1;
+    Effort effort{false};
+    bool digest = false;
+    std::string only;
+};
+
+bool print(const char* path, const Report& report, double seconds, const Options& options) {
+    for (const Check& check : report.checks) {
+        if (options.digest) {
+            std::printf("%-8s %-50s %016llx\n", path, check.name.c_str(), static_cast<unsigned long long>(check.digest));
+        } else {
+            const std::string error = check.share > 0 ? text("worst error %.1e, %.2f of what is allowed", check.worst, check.share) : "";
+            std::printf("%-8s %-50s %10lld compared  %s\n", path, check.name.c_str(), static_cast<long long>(check.count), error.c_str());
+        }
+        if (!check.failure.empty()) std::printf("FAILED   %s, %s: %s\n", path, check.name.c_str(), check.failure.c_str());
+    }
+    if (!options.digest) std::printf("%-8s %.1f s\n", path, seconds);
+    std::fflush(stdout);
+    return report.good();
+}
+
+template <class Suites>
+bool run(const char* name, const stretto::Kernels& kernels, const Suites& suites, const Options& options) {
+    const auto start = std::chrono::steady_clock::now();
+    Report report;
+    for (const NamedSuite& suite : suites)
+        if (std::string(suite.name).find(options.only) != std::string::npos)
+            suite.run(kernels, Random(options.seed), options.effort, report);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    return print(name, report, passed.count(), options);
+}
+
+Options read(int count, char** arguments) {
+    Options options;
+    for (int i = 1; i < count; ++i) {
+        const std::string word = arguments[i];
+        const bool more = i + 1 < count;
+        if (word == "--quick") options.effort.quick = true;
+        else if (word == "--digest") options.digest = true;
+        else if (word == "--seed" && more) options.seed = std::strtoull(arguments[++i], nullptr, 10);
+        else if (word == "--only" && more) options.only = arguments[++i];
+        else throw std::invalid_argument("unknown or incomplete argument " + word + "; [--seed N] [--quick] [--only WORD] [--digest]");
+    }
+    return options;
+}
+
+int test(const Options& options) {
+    const char* const forced = std::getenv("STRETTO_ISA");
+    const bool all = forced == nullptr || *forced == '\0';
+    const stretto::Kernels* widest = all ? nullptr : &stretto::kernels_of(forced);
+    bool good = true;
+    std::printf("seed %llu\n", static_cast<unsigned long long>(options.seed));
+    for (const char* path : {"generic", "avx2", "avx512"}) {
+        if (!all && std::string(path) != forced) continue;
+        try {
+            widest = &stretto::kernels_of(path);
+        } catch (const std::invalid_argument&) {
+            std::printf("%-8s is not for this machine\n", path);
+            continue;
+        }
+        good &= run(path, *widest, suites, options);
+    }
+    good &= run("", *widest, common, options);
+    std::printf(good ? "All passed.\n" : "FAILED.\n");
+    return good ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    try {
+        return test(read(count, arguments));
+    } catch (const std::invalid_argument& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        return 2;
+    }
+}

@@ -1,0 +1,31 @@
+// The one rule of choice over many rows: the largest sum of score and Gumbel noise. Ties: the lower id.
+#pragma once
+
+#include <cstdint>
+
+namespace stretto {
+
+struct ChooseRow {
+    const float* scores;   // [vocab], constrained, perhaps filtered (-inf forbids)
+    float temperature;     // 0: greedy, no noise
+    uint64_t key;          // of the noise; see hash in choose kernels
+};
+
+struct Chosen {
+    int32_t token;         // the best; of a row with NaN or +inf the place of the first of these
+    float value;           // its perturbed score ((score - max) / temperature + noise); greedy: its score
+};
+
+struct ChooseKernels {
+    void (*choose)(const ChooseRow&, int64_t vocab, Chosen*);
+    // The `count` best in the same order, best first; `found`: how many there are above -inf.
+    void (*top)(const ChooseRow&, int64_t vocab, int64_t count, Chosen* best, int64_t* found);
+    // Log of the sum of exp(scores): log_sum = max + log(sum exp(score - max)), summed in double in a fixed order.
+    double (*log_sum)(const float* scores, int64_t vocab);
+};
+
+namespace generic { extern const ChooseKernels choose_kernels; }
+namespace avx2 { extern const ChooseKernels choose_kernels; }
+namespace avx512 { extern const ChooseKernels choose_kernels; }
+
+}  // namespace stretto

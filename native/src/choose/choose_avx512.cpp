@@ -1,0 +1,2 @@
+#include "../lanes/avx512.hpp"
+#include "choose_kernel.hpp"

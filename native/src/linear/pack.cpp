@@ -1,0 +1,133 @@
+#include "pack.hpp"
+
+#include <cstring>
+
+namespace stretto {
+namespace {
+
+constexpr int64_t half_width = panel_width / 2;
+
+// Every layout below 32 bits moves in words of 4 bytes (8 for int4's nibbles), so that a pack is a transposition of words.
+uint32_t word(const uint8_t* from) {
+    uint32_t result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
+}
+
+struct Fp32 {
+    using Element = float;
+    static constexpr Element nothing = 0.0f;
+    static constexpr int64_t group_bytes = group_depth * panel_width * 4;
+
+    static void pack(const Element* group, int64_t output, uint8_t* to) {
+        for (int64_t input = 0; input < group_depth; ++input)
+            std::memcpy(to + 4 * (input * panel_width + output), group + input, 4);
+    }
+};
+
+struct Bf16 {
+    using Element = uint16_t;
+    static constexpr Element nothing = 0;
+    static constexpr int64_t group_bytes = group_depth * panel_width * 2;
+
+    static void pack(const Element* group, int64_t output, uint8_t* to) {
+        for (int64_t pair = 0; pair < group_depth / 2; ++pair)
+            std::memcpy(to + 4 * (pair * panel_width + output), group + 2 * pair, 4);
+    }
+};
+
+struct Int8 {
+    using Element = uint8_t;
+    static constexpr Element nothing = 0;
+    static constexpr int64_t group_bytes = group_depth * panel_width;
+
+    static void pack(const Element* group, int64_t output, uint8_t* to) {
+        to += output / half_width * (group_bytes / 2) + 4 * (output % half_width);
+        for (int64_t quad = 0; quad < group_depth / 4; ++quad) {
+            const uint32_t shifted = word(group + 4 * quad) ^ 0x80808080;  // value + 128
+            std::memcpy(to + 4 * half_width * quad, &shifted, 4);
+        }
+    }
+};
+
+struct Int4 {
+    using Element = uint8_t;
+    static constexpr Element nothing = 8;
+    static constexpr int64_t group_bytes = group_depth * panel_width / 2;
+
+    static void pack(const Element* group, int64_t output, uint8_t* to) {
+        to += output / half_width * (group_bytes / 2) + 4 * (output % half_width);
+        for (int64_t oct = 0; oct < group_depth / 8; ++oct) {
+            const uint32_t nibbles = word(group + 8 * oct) | word(group + 8 * oct + 4) << 4;
+            std::memcpy(to + 4 * half_width * oct, &nibbles, 4);
+        }
+    }
+};
+
+template <class Layout>
+void pack_as(const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first, int64_t last, void* packed) {
+    using Element = typename Layout::Element;
+    const auto* const matrix = static_cast<const Element*>(row_major);
+    Element padded[group_depth];
+    for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t input = 0; input < depth; input += group_depth) {
+            auto* const to = static_cast<uint8_t*>(packed) + (panel * depth + input) / group_depth * Layout::group_bytes;
+            for (int64_t i = 0; i < panel_width; ++i) {
+                const int64_t output = panel * panel_width + i;
+                const int64_t left = output < outputs ? inputs - input : 0;
+                const Element* group = matrix + output * inputs + input;
+                if (left < group_depth) {
+                    for (int64_t k = 0; k < group_depth; ++k) padded[k] = k < left ? group[k] : Layout::nothing;
+                    group = padded;
+                }
+                Layout::pack(group, i, to);
+            }
+        }
+}
+
+template <class Element>
+void pack_groups_as(const Element* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, Element fill,
+                    Element* packed) {
+    for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t group = 0; group < groups; ++group)
+            for (int64_t i = 0; i < panel_width; ++i) {
+                const int64_t output = panel * panel_width + i;
+                packed[(panel * groups + group) * panel_width + i] =
+                    output < outputs ? row_major[output * groups + group] : fill;
+            }
+}
+
+}  // namespace
+
+int64_t packed_bytes(WeightLayout layout, int64_t panels, int64_t depth) {
+    const int64_t weights = panels * panel_width * depth;
+    switch (layout) {
+        case WeightLayout::fp32: return weights * 4;
+        case WeightLayout::bf16: return weights * 2;
+        case WeightLayout::int8: return weights;
+        case WeightLayout::int4: return weights / 2;
+    }
+    return 0;
+}
+
+void pack_panels(WeightLayout layout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first,
+                 int64_t last, void* packed) {
+    switch (layout) {
+        case WeightLayout::fp32: return pack_as<Fp32>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::bf16: return pack_as<Bf16>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::int8: return pack_as<Int8>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::int4: return pack_as<Int4>(row_major, outputs, inputs, depth, first, last, packed);
+    }
+}
+
+void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint16_t fill,
+                 uint16_t* packed) {
+    pack_groups_as(row_major, outputs, groups, first, last, fill, packed);
+}
+
+void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
+                 uint8_t* packed) {
+    pack_groups_as(row_major, outputs, groups, first, last, fill, packed);
+}
+
+}  // namespace stretto

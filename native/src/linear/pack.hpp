@@ -1,0 +1,23 @@
+// From row-major weights to the layout of linear.hpp. Called at load, by several threads at once on different panels.
+#pragma once
+
+#include "linear.hpp"
+
+namespace stretto {
+
+int64_t packed_bytes(WeightLayout, int64_t panels, int64_t depth);
+
+// Packs the panels [first, last) of a matrix [outputs, inputs] given row-major:
+//   fp32: float; bf16: uint16_t; int8: int8_t (-127 to 127); int4: uint8_t, one nibble value 0 to 15 a byte.
+// Outputs and inputs behind the true ones become zeros (int4: the nibble 8).
+void pack_panels(WeightLayout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first,
+                 int64_t last, void* packed);
+
+// Group scales (fp16) or zeros row-major [outputs, depth / 32] -> [panels][depth / 32][32], panels [first, last); `fill`
+// stands behind the true outputs.
+void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint16_t fill,
+                 uint16_t* packed);
+void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
+                 uint8_t* packed);
+
+}  // namespace stretto

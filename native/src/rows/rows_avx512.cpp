@@ -1,0 +1,2 @@
+#include "../lanes/avx512.hpp"
+#include "rows_kernel.hpp"

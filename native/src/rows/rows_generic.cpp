@@ -1,0 +1,2 @@
+#include "../lanes/generic.hpp"
+#include "rows_kernel.hpp"

@@ -1,0 +1,91 @@
+"""Folding: a loud channel that quiet columns read is made less loud, and its columns louder, before quantization.
+
+Where a norm scales its channels and matrices read them, a factor may move from one to the other; likewise between the
+rows of a gated block's up-projection and the columns of its down-projection. Factors are powers of two: the function
+stays what it was, while the integers keep more of it (as in SmoothQuant, https://arxiv.org/abs/2211.10438, which
+estimates loudness on text; here the weights alone decide, so that nothing but the checkpoint enters the numerics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Channels between their source and their readers, by names of parameters."""
+
+    source: str
+    """A norm, or an up-projection: its channels are divided by the factors."""
+    readers: tuple[str, ...]
+    """Matrices whose columns are multiplied by them."""
+    offset: float = 0.0
+    """What the norm adds to its weights."""
+
+
+def sites(spec: ModelSpec) -> Iterator[Site]:
+    """Yield the places of a model where factors may move. A tied head is quantized apart and counts."""
+    for number, layer in enumerate(spec.layers):
+        yield from _layer_sites(layer, f"layers.{number}.")
+    yield Site("norm", ("head",), spec.norm.offset)
+
+
+def _layer_sites(layer: LayerSpec, prefix: str) -> Iterator[Site]:
+    heads = tuple(f"{prefix}{name}.weight" for name in ("query", "key", "value"))
+    yield Site(f"{prefix}attention_norm", heads, layer.norm.offset)
+    mlp, blocks, router = layer.mlp, [prefix], []
+    if isinstance(mlp, ExpertsSpec):
+        blocks, router = [f"{prefix}experts.{number}." for number in range(mlp.count)], [f"{prefix}router.weight"]
+        mlp = mlp.expert
+    inner = [f"{block}{name}.weight" for block in blocks for name in (["gate", "up"] if mlp.gated else ["up"])]
+    yield Site(f"{prefix}mlp_norm", (*router, *inner), layer.norm.offset)
+    if mlp.gated:  # behind an activation a factor would change the function
+        for block in blocks:
+            yield Site(f"{block}up", (f"{block}down.weight",))
+
+
+class Folding:
+    """The factors of one model, found when a tensor that they change is asked for."""
+
+    def __init__(self, spec: ModelSpec, read: Callable[[str], Tensor]) -> None:
+        """``read`` returns a parameter as the checkpoint has it."""
+        self._read = read
+        self._sources: dict[str, Site] = {}
+        self._readers: dict[str, Site] = {}
+        for site in sites(spec):
+            self._sources |= {f"{site.source}.weight": site, f"{site.source}.bias": site}
+            self._readers |= dict.fromkeys(site.readers, site)
+        self._found: dict[str, Tensor] = {}
+
+    def fold(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the parameter ``name``, given as the checkpoint has it, with its factors; fp32 where there are any."""
+        if name in self._readers:
+            factors = self._factors(self._readers[name])
+            if (factors != 1).any():
+                tensor = tensor.float() * factors
+        if name in self._sources:
+            site = self._sources[name]
+            factors = self._factors(site)
+            if (factors != 1).any():
+                offset = site.offset if name.endswith(".weight") else 0.0
+                divisors = factors if tensor.ndim == 1 else factors[:, None]
+                tensor = (tensor.float() + offset) / divisors - offset
+        return tensor
+
+    def _factors(self, site: Site) -> Tensor:
+        """Return the factors of ``site``, fp32 powers of two of at least 1, one for each channel."""
+        if site.source not in self._found:
+            source = self._read(f"{site.source}.weight").float() + site.offset
+            loud = source.abs() if source.ndim == 1 else source.abs().amax(1)
+            quiet = torch.stack([self._read(name).abs().amax(0).float() for name in site.readers]).amax(0)
+            room = torch.minimum(loud / loud.median(), quiet.median() / quiet)
+            room = torch.where(room.isfinite(), room, 1.0).clamp(1, 2.0**20)
+            exponents = torch.frexp(room).exponent - 1  # exact on every machine, which a logarithm is not
+            self._found[site.source] = torch.ldexp(torch.ones_like(room), exponents)
+        return self._found[site.source]

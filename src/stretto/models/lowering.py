@@ -1,0 +1,255 @@
+"""From a specification and its weights to the native op list: built once, with every pointer taken at load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.kernels.linear import SHARDS, round_up
+from stretto.kernels.quantized import Quantized
+from stretto.models.parameters import parameter_shapes
+from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+
+PANEL = 32
+"""Outputs of a panel; each fused matrix begins at a panel of its own."""
+
+LAYOUTS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+ACTIVATIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int8_row": 3, "int8x2": 4}
+FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+
+NormWords = tuple[int, int, int, int, float]
+"""Kind (1: rms, 2: layer), addresses of weight and bias, their size, epsilon."""
+
+NO_NORM: NormWords = (0, 0, 0, 0, 0.0)
+
+HIDDEN = 0
+"""Number of the buffer of hidden states."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOps:
+    """Numbers of a layer's ops: [start, stop), of which ``attend`` reads the cache."""
+
+    start: int
+    attend: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Matrices that read the same rows, side by side."""
+
+    matrix: Any
+    activations: int
+    columns: tuple[int, ...]
+    """Where each one's outputs begin, and where the last one's end."""
+
+
+class Lowering:
+    """Builds the ``program`` of one model. The lists of ``layers`` tell its caller where to cut it."""
+
+    def __init__(
+        self,
+        library: ModuleType,
+        spec: ModelSpec,
+        parameters: Mapping[str, Tensor | Quantized],
+        places: list[tuple[int, int]],
+        dtype: torch.dtype,
+    ) -> None:
+        """``places``: for each layer, the number of its lane and its own number in it."""
+        self.program = library.Program()
+        self.bytes = 0
+        """Of weights and scales that a pass reads."""
+        self._spec, self._parameters, self._dtype = spec, parameters, dtype
+        self._kept: list[Tensor] = []
+        """Tensors that the program reads where they lie."""
+        for _ in range(1 + max(lane for lane, _ in places)):
+            self.program.lane()
+        self._shapes = parameter_shapes(spec)
+        self._shapes["head"] = self._shapes["embed"]
+        self.fused, self._attended, self._inner, self._branch, self._routes, self._part, self._total = self._buffers()
+        ropes = dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope)
+        self._ropes = {rope: self.program.rope(list(rope.inverse), rope.attention) for rope in ropes if rope}
+        self._embed()
+        self.layers = [self._layer(number, layer, *places[number]) for number, layer in enumerate(spec.layers)]
+        self.head = self._logits()
+
+    def _buffers(self) -> tuple[int, ...]:
+        attentions = [layer.attention for layer in self._spec.layers]
+        experts = [layer.mlp for layer in self._spec.layers if isinstance(layer.mlp, ExpertsSpec)]
+        mlps = [layer.mlp.expert if isinstance(layer.mlp, ExpertsSpec) else layer.mlp for layer in self._spec.layers]
+        width = self._spec.width
+        assert self.program.buffer(width) == HIDDEN
+        sizes = (
+            max(sum(_padded(heads * each.head_size) for heads in _parts(each)) for each in attentions),
+            max(each.heads * each.head_size for each in attentions),
+            max((2 if mlp.gated else 1) * _padded(mlp.width) for mlp in mlps),
+            width,
+            max((mixture.count for mixture in experts), default=1),
+            width if experts else 1,
+            width if experts else 1,
+        )
+        return tuple(self.program.buffer(size) for size in sizes)
+
+    def _tensor(self, name: str) -> Tensor | Quantized:
+        try:
+            return self._parameters[name]
+        except KeyError:
+            raise ValueError(f"the checkpoint has no tensor for {name}, which its configuration asks for") from None
+
+    def _vector(self, name: str) -> Tensor:
+        found = self._tensor(name)
+        assert isinstance(found, Tensor), name
+        return found.float().contiguous()
+
+    def _norm(self, name: str, norm: NormSpec) -> NormWords:
+        """Return the words of a norm; the library copies what they point to when the op is added."""
+        weight = self._vector(f"{name}.weight") + norm.offset
+        bias = self._vector(f"{name}.bias") if norm.bias else None
+        self._kept += [weight] if bias is None else [weight, bias]
+        kind = 1 if norm.kind == "rms" else 2
+        return kind, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), len(weight), norm.eps
+
+    def _fuse(self, names: Iterable[str], *, bias: bool = False, sharded: bool = False) -> Fused:
+        """Pack matrices (names without ``.weight``) side by side, each read once."""
+        names = list(names)
+        stored = [name if name in ("head", "embed") else f"{name}.weight" for name in names]
+        sizes = [self._shapes[name][0] for name in stored]
+        starts = list(accumulate((_padded(size) for size in sizes), initial=0))
+        fused, reading = None, 0
+        for name, tensor, outputs, start in zip(names, stored, sizes, starts, strict=False):
+            layout, activations, values, scales, zeros = self._words(self._tensor(tensor))
+            if fused is None:
+                reading, shards = ACTIVATIONS[activations], SHARDS if sharded else 1
+                fused = self.program.matrix(LAYOUTS[layout], reading, starts[-1] // PANEL, values.shape[1], shards)
+            vector = self._vector(f"{name}.bias") if bias else None
+            pointers = (0 if part is None else part.data_ptr() for part in (values, scales, zeros, vector))
+            self.program.fill(fused, start // PANEL, outputs, *pointers)
+        assert fused is not None
+        self.bytes += fused.bytes
+        return Fused(fused, reading, tuple(starts))
+
+    def _words(self, matrix: Tensor | Quantized) -> tuple[str, str, Tensor, Tensor | None, Tensor | None]:
+        """Return layout, activations, values, scales and zeros of a stored matrix.
+
+        Where activations are fp32 a bf16 matrix is widened, so that the rows that it reads are not rounded.
+        """
+        if isinstance(matrix, Quantized):
+            zeros = None if matrix.zeros is None else matrix.zeros.contiguous()
+            return matrix.layout, matrix.activations, matrix.values.contiguous(), matrix.scales.contiguous(), zeros
+        if matrix.dtype is torch.bfloat16 and self._dtype is torch.bfloat16:
+            return "bf16", "bf16", matrix.contiguous(), None, None
+        return "fp32", "fp32", matrix.float().contiguous(), None, None
+
+    def _embed(self) -> None:
+        table = self._tensor("embed")
+        assert isinstance(table, Tensor)
+        table = table.contiguous()
+        positions = self._vector("positions") if self._spec.positions else None
+        self._kept += [table] if positions is None else [table, positions]
+        self.program.embed(
+            table.data_ptr(),
+            table.dtype is torch.bfloat16,
+            self._spec.width,
+            table.stride(0),
+            self._spec.embedding_scale,
+            0 if positions is None else positions.data_ptr(),
+            HIDDEN,
+        )
+
+    def _layer(self, number: int, layer: LayerSpec, lane: int, place: int) -> LayerOps:
+        program, prefix, width, start = self.program, f"layers.{number}.", self._spec.width, len(self.program)
+        attend = self._attention(layer, prefix, lane, place)
+        mlp = layer.mlp
+        norm = self._norm(f"{prefix}mlp_norm", layer.norm)
+        out = HIDDEN if layer.after is None else self._branch
+        if isinstance(mlp, ExpertsSpec):
+            self._mixture(mlp, prefix, norm, out)
+        else:
+            into = self._fuse(_inputs(mlp, prefix), bias=mlp.bias)
+            down = self._fuse([f"{prefix}down"], bias=mlp.bias, sharded=True)
+            program.prepare(norm, HIDDEN, width, into.activations)
+            program.multiply(into.matrix, self._inner, False)
+            gate, up = _gate_and_up(mlp, into)
+            program.activate(FUNCTIONS[mlp.activation], self._inner, gate, up, mlp.width, down.activations)
+            program.multiply(down.matrix, out, out == HIDDEN)
+        if layer.after is not None:
+            program.add_normed(self._norm(f"{prefix}mlp_after", layer.after), out, HIDDEN, width)
+        return LayerOps(start, attend, len(program))
+
+    def _attention(self, layer: LayerSpec, prefix: str, lane: int, place: int) -> int:
+        """Add a layer's first branch; return the number of the op that reads the cache."""
+        program, spec, width = self.program, layer.attention, self._spec.width
+        into = self._fuse((f"{prefix}{name}" for name in ("query", "key", "value")), bias=spec.bias)
+        output = self._fuse([f"{prefix}output"], bias=spec.output_bias, sharded=True)
+        program.prepare(self._norm(f"{prefix}attention_norm", layer.norm), HIDDEN, width, into.activations)
+        program.multiply(into.matrix, self.fused, False)
+        norms = [NO_NORM, NO_NORM]
+        if spec.head_norm is not None:
+            norms = [self._norm(f"{prefix}{name}_norm", spec.head_norm) for name in ("query", "key")]
+        rope = -1 if spec.rope is None else self._ropes[spec.rope]
+        query, key, value, _ = into.columns
+        program.heads(self.fused, query, key, value, spec.heads, *norms, rope, lane, place)
+        cap, window = spec.softcap or 0.0, spec.window or 0
+        attend = program.attend(self.fused, self._attended, query, spec.heads, lane, place, spec.scale, cap, window)
+        program.prepare(NO_NORM, self._attended, spec.heads * spec.head_size, output.activations)
+        out = HIDDEN if layer.after is None else self._branch
+        program.multiply(output.matrix, out, out == HIDDEN)
+        if layer.after is not None:
+            program.add_normed(self._norm(f"{prefix}attention_after", layer.after), out, HIDDEN, width)
+        return int(attend)
+
+    def _mixture(self, mixture: ExpertsSpec, prefix: str, norm: NormWords, out: int) -> None:
+        program, mlp, width = self.program, mixture.expert, self._spec.width
+        router = self._fuse([f"{prefix}router"])
+        inputs, outputs = [], []
+        for expert in range(mixture.count):
+            inputs.append(self._fuse(_inputs(mlp, f"{prefix}experts.{expert}."), bias=mlp.bias))
+            outputs.append(self._fuse([f"{prefix}experts.{expert}.down"], bias=mlp.bias, sharded=True))
+        program.prepare(norm, HIDDEN, width, router.activations)
+        program.multiply(router.matrix, self._routes, False)
+        if inputs[0].activations != router.activations:
+            program.prepare(norm, HIDDEN, width, inputs[0].activations)
+        program.mixture(
+            [each.matrix for each in inputs],
+            [each.matrix for each in outputs],
+            *_gate_and_up(mlp, inputs[0]),
+            mixture.chosen,
+            mixture.normalised,
+            FUNCTIONS[mlp.activation],
+            width,
+            mlp.width,
+            [self._routes, self._inner, self._part, self._total, out],
+            out == HIDDEN,
+        )
+
+    def _logits(self) -> Fused:
+        spec = self._spec
+        head = self._fuse(["head" if "head" in self._parameters else "embed"])
+        norm, cap = self._norm("norm", spec.norm), spec.logit_softcap or 0.0
+        self.program.logits(norm, HIDDEN, spec.width, spec.vocab_size, head.matrix, spec.logit_scale, cap)
+        return head
+
+
+def _padded(size: int) -> int:
+    return round_up(size, PANEL)
+
+
+def _parts(attention: AttentionSpec) -> tuple[int, int, int]:
+    """Return the heads of query, key and value."""
+    return attention.heads, attention.kv_heads, attention.kv_heads
+
+
+def _inputs(mlp: MlpSpec, prefix: str) -> list[str]:
+    return [prefix + name for name in (("gate", "up") if mlp.gated else ("up",))]
+
+
+def _gate_and_up(mlp: MlpSpec, into: Fused) -> tuple[int, int]:
+    """Return the columns of the activation's input and of what it is multiplied with, -1 for none."""
+    return (into.columns[0], into.columns[1]) if mlp.gated else (into.columns[0], -1)

@@ -1,0 +1,68 @@
+"""The price of a pass: milliseconds over its rows and over the context that they read.
+
+A pass reads the weights once, computes its rows in tiles, reads the cache of each sequence once, and multiplies each
+row with the context that it sees:
+
+    ms = by_rows(rows) + by_context * (cached positions read) + by_pair * (rows x positions that they see)
+
+``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from six passes at load and
+refined by every pass that runs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+KNOTS = (1, 8, 32, 128)
+"""Numbers of rows at which a pass is timed; behind the last the price goes on in proportion to the rows."""
+
+CONTEXT = 512
+"""Positions behind which one row and eight rows are timed."""
+
+PACE = 0.05
+"""Share of a pass's surprise by which its knots move."""
+
+Timer = Callable[[int, int], float]
+"""Milliseconds of a pass of that many rows behind that many cached positions."""
+
+
+class Price:
+    """What passes of one model cost on this machine. Decides how much to draft, never what is chosen."""
+
+    def __init__(self, timer: Timer) -> None:
+        """Fit from six passes: 1, 8, 32 and 128 rows behind nothing, 1 and 8 rows behind 512 positions."""
+        self._by_rows = [timer(rows, 0) for rows in KNOTS]
+        for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper
+            self._by_rows[number] = max(self._by_rows[number], self._by_rows[number - 1])
+        few, many = (timer(rows, CONTEXT) - self._rows(rows) for rows in (1, 8))
+        per_row = max(0.0, (many - few) / 7)
+        self._by_pair = per_row / CONTEXT
+        self._by_context = max(0.0, few - per_row) / CONTEXT
+
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
+        """Return the milliseconds expected of a pass.
+
+        ``context`` counts the cached positions of its sequences, ``pairs`` the positions that each row sees, summed
+        over the rows (default: as if all rows saw the whole context).
+        """
+        pairs = rows * context if pairs is None else pairs
+        return self._rows(rows) + self._by_context * context + self._by_pair * pairs
+
+    def observe(self, rows: int, context: int, pairs: int, ms: float) -> None:
+        """Learn from a pass that took ``ms``; one that was held up counts as twice its price at most."""
+        surprise = min(ms / self.ms(rows, context, pairs), 2.0) - 1.0
+        right = min(bisect_right(KNOTS, rows), len(KNOTS) - 1)
+        for number in (right - 1, right):
+            self._by_rows[number] *= 1.0 + PACE * surprise
+        if context:
+            self._by_context *= 1.0 + PACE * surprise
+            self._by_pair *= 1.0 + PACE * surprise
+
+    def _rows(self, rows: int) -> float:
+        if rows >= KNOTS[-1]:
+            return self._by_rows[-1] * rows / KNOTS[-1]
+        right = bisect_right(KNOTS, rows)
+        left = right - 1
+        share = (rows - KNOTS[left]) / (KNOTS[right] - KNOTS[left])
+        return self._by_rows[left] + share * (self._by_rows[right] - self._by_rows[left])
