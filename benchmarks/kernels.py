@@ -20,6 +20,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from alternate import Pairs, Timed, alternate, busy, streaming_read
 from checkpoints import SHAPES, random_checkpoint
 from floors import judge, markdown
@@ -236,13 +237,15 @@ def main() -> None:
 def report(asked: argparse.Namespace, models: Path) -> None:
     """Measure what was asked for, print it, judge it, write it."""
     begun = perf_counter()
+    torch.set_num_threads(asked.threads)
+    native.set_threads(asked.threads)
     with Peers(asked.peer_python, models, asked.threads) as peers:
         peaks = {kind: native.peak(kind) for kind in ("int8", "bf16", "fp32")}
         left_out = ("openvino", "small") if asked.quick else ()
         sections = [section for section in asked.only if section not in left_out]
         run = Run(peers, peaks, sections, asked.threads, 5 if asked.quick else 15, 2 if asked.quick else 15)
         facts: dict[str, Any] = environment() | {
-            "threads": asked.threads, "quick": asked.quick, "shape": asked.shape,
+            "quick": asked.quick, "shape": asked.shape,
             "peak_gop_s": {kind: peak / 1e9 for kind, peak in peaks.items()},
             "read_gb_s": streaming_read() / 1e9, "peers": peers.versions,
         }  # fmt: skip

@@ -24,7 +24,7 @@ class Peers:
         program = Path(__file__).with_name("peer_worker.py")
         # Its threads are told how many they are; what this process was told about its own does not bind them.
         self._process = subprocess.Popen(
-            [python, str(program)],
+            [python, "-W", "ignore", str(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

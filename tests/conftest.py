@@ -54,15 +54,34 @@ def tiny_model(tiny: LLM) -> AnyTransformer:
     return LLM("stretto-tiny", dtype="fp32", weights="fp32", cache_tokens=256).model
 
 
-@pytest.fixture(scope="session")
-def plain(tiny: LLM, tiny_model: AnyTransformer) -> Callable[[str, str], tuple[list[int], list[int]]]:
-    """Return (prompt ids, plain text of 256 tokens) for a name of PROMPTS and one of PARAMS, computed once, alone."""
+def _texts(model: AnyTransformer, encode: Callable[[str], list[int]]) -> Plain:
     known: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     def of(prompt: str, params: str) -> tuple[list[int], list[int]]:
         if (prompt, params) not in known:
-            ids = tiny.tokenizer.encode(PROMPTS[prompt])
-            known[prompt, params] = ids, plain_text(tiny_model, ids, max_tokens=LENGTH, **PARAMS[params])
+            ids = encode(PROMPTS[prompt])
+            known[prompt, params] = ids, plain_text(model, ids, max_tokens=LENGTH, **PARAMS[params])
         return known[prompt, params]
 
     return of
+
+
+Plain = Callable[[str, str], tuple[list[int], list[int]]]
+
+
+@pytest.fixture(scope="session")
+def plain(tiny: LLM, tiny_model: AnyTransformer) -> Plain:
+    """Return (prompt ids, plain text of 256 tokens) for a name of PROMPTS and one of PARAMS, computed once, alone."""
+    return _texts(tiny_model, tiny.tokenizer.encode)
+
+
+NUMERICS = ["fp32"] if native.load() is None else ["fp32", "bf16", "int8", "int8x2", "int4"]
+"""Weights formats in which the text must be the same whatever the company; the reference is too slow for all."""
+
+
+@pytest.fixture(scope="session", params=NUMERICS)
+def stored(request: pytest.FixtureRequest, tiny: LLM) -> tuple[AnyTransformer, Plain]:
+    """Return the embedded model in each weights format, and its plain texts."""
+    dtype = "bf16" if request.param == "bf16" else "fp32"
+    model = LLM("stretto-tiny", dtype=dtype, weights=request.param, cache_tokens=256).model
+    return model, _texts(model, tiny.tokenizer.encode)

@@ -74,15 +74,15 @@ def check(found: tuple[list[str], int, int]) -> None:
     assert accepted > 5 and preempted > 0, f"a storm with {accepted} accepted and {preempted} preempted proves nothing"
 
 
-def test_storm(tiny_model, plain, request):
+def test_storm(stored, request):
     seed = request.config.getoption("--chaos-seed")
-    check(storm(tiny_model, plain, seed, rounds=3, length=LENGTH))
+    check(storm(*stored, seed, rounds=3, length=LENGTH))
 
 
 @pytest.mark.long
-def test_long_storms(tiny_model, plain):
+def test_long_storms(stored):
     for seed in range(6):
-        check(storm(tiny_model, plain, seed, rounds=4, length=LENGTH))
+        check(storm(*stored, seed, rounds=4, length=LENGTH))
 
 
 def test_the_storm_notices_rows_kept_at_the_wrong_place(tiny_model, plain, monkeypatch):

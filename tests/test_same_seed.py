@@ -1,6 +1,7 @@
 """Same seed, same text: a cover of method x company x slices x threads x prefix hit x preemption x temperature.
 
-Every text of 256 tokens is compared with plain decoding of the request alone, on the embedded model in fp32.
+Every text of 256 tokens is compared with plain decoding of the request alone, on the embedded model in each weights
+format.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from stretto.core.verifiers import Coupled, Walked
 from stretto.decoding.plain import Plain
 from stretto.decoding.speculative.method import Speculative
 from stretto.engine.step import Engine
+from stretto.kernels import native
 
 CASES = [("math", "greedy"), ("story", "nucleus"), ("code", "all")]
 
@@ -47,6 +49,7 @@ CELLS = [
 def texts(cell: Cell, model, plain, verifier=None) -> tuple[list[list[int]], Engine, list]:
     """Run the three cases as the cell says; return their texts."""
     torch.set_num_threads(cell.threads)
+    native.set_threads(cell.threads)
     truth = {tuple(plain(*case)[0]): plain(*case)[1] for case in CASES}
     drafted = Speculative("drafted", [GarbageDrafter(model.vocab_size, truth)], rows=12, verifier=verifier)
     room = 1.4 if cell.preempted else 8
@@ -68,8 +71,9 @@ def texts(cell: Cell, model, plain, verifier=None) -> tuple[list[list[int]], Eng
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
-def test_the_text_depends_on_nothing_else(cell, tiny_model, plain):
-    found, engine, requests = texts(cell, tiny_model, plain)
+def test_the_text_depends_on_nothing_else(cell, stored):
+    model, plain = stored
+    found, engine, requests = texts(cell, model, plain)
     assert found == [plain(*case)[1] for case in CASES]
     assert bool(sum(r.stats.preemptions for r in requests)) == cell.preempted
     assert [bool(r.stats.cached) for r in requests] == [cell.hit] * 3

@@ -48,10 +48,10 @@ static inline GroupOf32 in_steps(GroupOf32 x, float per_unit) {
 
 // Stores the bytes of 32 rounded numbers and returns their sum, which is exact, or NaN where one of them is.
 static inline float store_digits(int8_t* to, GroupOf32 rounded) {
-    int32_t bits[group_depth];
-    store_i(bits, as_int(rounded.low));
-    store_i(bits + 16, as_int(rounded.high));
-    for (int i = 0; i < group_depth; ++i) to[i] = static_cast<int8_t>(bits[i]);
+    float floats[group_depth];
+    store(floats, rounded.low);
+    store(floats + 16, rounded.high);
+    for (int i = 0; i < group_depth; ++i) to[i] = static_cast<int8_t>(__builtin_bit_cast(int32_t, floats[i]));
     return sum(add(whole(rounded.low), whole(rounded.high)));
 }
 

@@ -81,11 +81,16 @@ class Folding:
     def _factors(self, site: Site) -> Tensor:
         """Return the factors of ``site``, fp32 powers of two of at least 1, one for each channel."""
         if site.source not in self._found:
-            source = self._read(f"{site.source}.weight").float() + site.offset
-            loud = source.abs() if source.ndim == 1 else source.abs().amax(1)
-            quiet = torch.stack([self._read(name).abs().amax(0).float() for name in site.readers]).amax(0)
+            source = self._read(f"{site.source}.weight")
+            loud = (source.float() + site.offset).abs() if source.ndim == 1 else _peaks(source, 1).float()
+            quiet = torch.stack([_peaks(self._read(name), 0).float() for name in site.readers]).amax(0)
             room = torch.minimum(loud / loud.median(), quiet.median() / quiet)
             room = torch.where(room.isfinite(), room, 1.0).clamp(1, 2.0**20)
             exponents = torch.frexp(room).exponent - 1  # exact on every machine, which a logarithm is not
             self._found[site.source] = torch.ldexp(torch.ones_like(room), exponents)
         return self._found[site.source]
+
+
+def _peaks(matrix: Tensor, dim: int) -> Tensor:
+    """Return the largest magnitudes along ``dim``, without a copy of the matrix."""
+    return torch.maximum(matrix.amax(dim), -matrix.amin(dim))
