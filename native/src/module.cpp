@@ -94,13 +94,15 @@ void move_rows(Address keys, Address values, int64_t layers, int64_t layer_bytes
 void bind_ops(nb::class_<Program>& program) {
     program
         .def("embed",
-             [](Program& self, Address table, bool bf16, int64_t width, int64_t stride, float factor, Address positions,
-                int hidden) {
+             [](Program& self, Address table, const PackedMatrix* head, bool bf16, int64_t width, float factor,
+                Address positions, int hidden) {
                  return add(self, with(Embed{}, [&](Embed& op) {
-                                op.table = at<const void>(table), op.bf16 = bf16, op.width = width, op.stride = stride;
-                                op.factor = factor, op.positions = at<const float>(positions), op.hidden = hidden;
+                                op.table = at<const void>(table), op.head = head == nullptr ? nullptr : &head->matrix;
+                                op.bf16 = bf16, op.width = width, op.factor = factor;
+                                op.positions = at<const float>(positions), op.hidden = hidden;
                             }));
-             })
+             },
+             "table"_a, "head"_a.none(), "bf16"_a, "width"_a, "factor"_a, "positions"_a, "hidden"_a)
         .def("prepare",
              [](Program& self, const NormWords& norm, int in, int64_t width, int activations) {
                  return add(self, with(Prepare{}, [&](Prepare& op) {
@@ -193,9 +195,7 @@ NB_MODULE(_native, module) {
 
     nb::class_<PackedMatrix>(module, "Matrix")
         .def_prop_ro("panels", [](const PackedMatrix& self) { return self.matrix.panels; })
-        .def_prop_ro("bytes", [](const PackedMatrix& self) {
-            return self.weights.size() + self.scales.size() + self.group_scales.size() + self.zeros.size();
-        });
+        .def_prop_ro("bytes", [](const PackedMatrix& self) { return self.bytes; });
     auto program = nb::class_<Program>(module, "Program");
     program.def(nb::init<>())
         .def("buffer", &Program::buffer)

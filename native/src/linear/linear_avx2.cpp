@@ -9,7 +9,7 @@
 namespace stretto::avx2 {
 namespace {
 
-constexpr double products_per_ns = 70;
+constexpr double products_per_ns = 60;
 
 #include "linear/linear_kernel.hpp"
 #include "linear/prepare_kernel.hpp"

@@ -7,7 +7,7 @@
 namespace stretto::generic {
 namespace {
 
-constexpr double products_per_ns = 25;
+constexpr double products_per_ns = 12;
 
 #include "linear/linear_kernel.hpp"
 #include "linear/prepare_kernel.hpp"

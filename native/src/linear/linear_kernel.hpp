@@ -5,13 +5,13 @@
 
 using Sums = float (*)[panel_width];  // [row][output]
 
-// Supplied by the path: the most rows of a tile, and the tile, which adds the products of the groups [first, last) of a panel
-// with up to so many rows to their sums.
+// Supplied by the path: the most rows of a tile, and the tile, which adds the products of the groups [first, last) of a
+// panel with up to so many rows to their sums.
 static int64_t tile_rows(const Matrix&);
 static void tile(const Product&, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums);
 
 constexpr int64_t rows_of_piece = 64;  // so many rows' sums and totals stay in the first-level cache
-constexpr int64_t span_groups = 8;     // so many groups' weights stay there too while tile after tile of rows meets them
+constexpr int64_t span_groups = 8;     // so many groups' weights stay there too, for tile after tile of rows
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -34,7 +34,8 @@ static int64_t pieces(const Matrix& m, int64_t rows, int threads) {
 }
 
 // Adds the groups [first, last) in ascending order.
-static void add_groups(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums) {
+static void add_groups(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last,
+                       Sums sums) {
     const int64_t step = tile_rows(*p.matrix);
     for (int64_t group = first; group < last; group += span_groups)
         for (int64_t r = 0; r < rows; r += step)
@@ -42,8 +43,8 @@ static void add_groups(const Product& p, int64_t panel, int64_t row, int64_t row
 }
 
 // One shard's sums join the totals; 65,536 products of bytes are the most that surely fit into an int32.
-static void add_shard(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums,
-                      Sums totals) {
+static void add_shard(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last,
+                      Sums sums, Sums totals) {
     const bool integers = sums_are_integers(*p.matrix);
     const int64_t most = integers ? 65536 / group_depth : last - first;
     for (int64_t from = first; from < last; from += most) {
@@ -85,8 +86,10 @@ static void run(const Product& p, int64_t piece, int64_t pieces, void* scratch) 
         const int64_t panel = unit / ranges, range = unit % ranges;
         const int64_t row = p.rows * range / ranges, rows = p.rows * (range + 1) / ranges - row;
         for (int64_t r = 0; r < rows; ++r) store(totals[r], zero()), store(totals[r] + 16, zero());
-        for (int32_t shard = 0; shard < m.shards; ++shard)
-            add_shard(p, panel, row, rows, m.border[shard] / group_depth, m.border[shard + 1] / group_depth, sums, totals);
+        for (int32_t shard = 0; shard < m.shards; ++shard) {
+            const int64_t first = m.border[shard] / group_depth, last = m.border[shard + 1] / group_depth;
+            add_shard(p, panel, row, rows, first, last, sums, totals);
+        }
         finish(p, panel, row, rows, totals);
     }
 }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t half_width = panel_width / 2;
 
-// Every layout below 32 bits moves in words of 4 bytes (8 for int4's nibbles), so that a pack is a transposition of words.
+// Every layout moves in words of 4 bytes (int4: of 8 nibbles), so that packing is a transposition of words.
 uint32_t word(const uint8_t* from) {
     uint32_t result;
     std::memcpy(&result, from, sizeof result);
@@ -65,13 +65,15 @@ struct Int4 {
 };
 
 template <class Layout>
-void pack_as(const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first, int64_t last, void* packed) {
+void pack_as(const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first, int64_t last,
+             void* packed) {
     using Element = typename Layout::Element;
     const auto* const matrix = static_cast<const Element*>(row_major);
     Element padded[group_depth];
     for (int64_t panel = first; panel < last; ++panel)
         for (int64_t input = 0; input < depth; input += group_depth) {
-            auto* const to = static_cast<uint8_t*>(packed) + (panel * depth + input) / group_depth * Layout::group_bytes;
+            const int64_t group_index = (panel * depth + input) / group_depth;
+            auto* const to = static_cast<uint8_t*>(packed) + group_index * Layout::group_bytes;
             for (int64_t i = 0; i < panel_width; ++i) {
                 const int64_t output = panel * panel_width + i;
                 const int64_t left = output < outputs ? inputs - input : 0;
@@ -86,8 +88,8 @@ void pack_as(const void* row_major, int64_t outputs, int64_t inputs, int64_t dep
 }
 
 template <class Element>
-void pack_groups_as(const Element* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, Element fill,
-                    Element* packed) {
+void pack_groups_as(const Element* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last,
+                    Element fill, Element* packed) {
     for (int64_t panel = first; panel < last; ++panel)
         for (int64_t group = 0; group < groups; ++group)
             for (int64_t i = 0; i < panel_width; ++i) {
@@ -110,8 +112,8 @@ int64_t packed_bytes(WeightLayout layout, int64_t panels, int64_t depth) {
     return 0;
 }
 
-void pack_panels(WeightLayout layout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first,
-                 int64_t last, void* packed) {
+void pack_panels(WeightLayout layout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth,
+                 int64_t first, int64_t last, void* packed) {
     switch (layout) {
         case WeightLayout::fp32: return pack_as<Fp32>(row_major, outputs, inputs, depth, first, last, packed);
         case WeightLayout::bf16: return pack_as<Bf16>(row_major, outputs, inputs, depth, first, last, packed);
@@ -128,6 +130,18 @@ void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int
 void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
                  uint8_t* packed) {
     pack_groups_as(row_major, outputs, groups, first, last, fill, packed);
+}
+
+void unpack_row(const Matrix& matrix, int64_t output, void* row) {
+    const int64_t panel = output / panel_width, place = output % panel_width;
+    if (matrix.layout == WeightLayout::fp32) {
+        const float* at = static_cast<const float*>(matrix.weights) + panel * matrix.depth * panel_width + place;
+        for (int64_t k = 0; k < matrix.inputs; k++) static_cast<float*>(row)[k] = at[k * panel_width];
+    } else {
+        const uint16_t* at = static_cast<const uint16_t*>(matrix.weights) + panel * matrix.depth * panel_width + 2 * place;
+        for (int64_t k = 0; k < matrix.inputs; k++)
+            static_cast<uint16_t*>(row)[k] = at[k / 2 * 2 * panel_width + k % 2];
+    }
 }
 
 }  // namespace stretto

@@ -20,4 +20,7 @@ void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int
 void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
                  uint8_t* packed);
 
+// Row `output` of a packed fp32 or bf16 matrix, as float or uint16_t [inputs]: what lookups in a tied head read.
+void unpack_row(const Matrix&, int64_t output, void* row);
+
 }  // namespace stretto

@@ -13,8 +13,8 @@ static inline GroupOf32 load_group(const float* x, int64_t left) {
 // A NaN may get lost here; the digits will tell.
 static inline float largest_of(GroupOf32 x) { return largest(max(abs(x.low), abs(x.high))); }
 
-// The steps of up to 16 groups, or of one row, at once. Digits reach from -digits to digits; inputs too small for a finite
-// 1 / largest count as zeros.
+// The steps of the next 16 groups, or of one row, at once. Digits reach from -digits to digits; inputs too small for a
+// finite 1 / largest count as zeros.
 struct Steps {
     float largest[16], per_unit[16];
 
@@ -28,19 +28,20 @@ struct Steps {
 
 static inline Steps steps_of_groups(const float* x, int64_t inputs, int64_t groups, float digits, float* scales) {
     Steps steps = {};
+    if (groups > 16) groups = 16;
     for (int64_t g = 0; g < groups; ++g)
         steps.largest[g] = largest_of(load_group(x + g * group_depth, inputs - g * group_depth));
     steps.store_scales(digits, scales, groups);
     return steps;
 }
 
-// A float from 2^23 on has no fraction: adding this rounds to a whole number, to nearest even, and leaves it in the low bits.
+// A float from 2^23 on has no fraction: adding this rounds to nearest even and leaves the whole number in the low bits.
 constexpr float rounding = 12582912.0f;  // 1.5 * 2^23
 
 static inline F32 whole(F32 rounded) { return sub(rounded, all(rounding)); }
 
-// |x| * per_unit exceeds the largest digit by rounding errors only, hence not at all as a whole number. NaN and infinity
-// become NaN: an infinity makes per_unit zero.
+// |x| * per_unit exceeds the largest digit by rounding errors only, hence not at all as a whole number. NaN and
+// infinity become NaN: an infinity makes per_unit zero.
 static inline GroupOf32 in_steps(GroupOf32 x, float per_unit) {
     const F32 factor = all(per_unit);
     return {add(mul(x.low, factor), all(rounding)), add(mul(x.high, factor), all(rounding))};
@@ -55,30 +56,34 @@ static inline float store_digits(int8_t* to, GroupOf32 rounded) {
     return sum(add(whole(rounded.low), whole(rounded.high)));
 }
 
-// 256 * 127 + 127 is the largest value of two digits. floor((value + 128) / 256), so that what remains lies in -128 to 127.
+// floor((value + 128) / 256), so that what remains lies in -128 to 127.
 static inline F32 high_digits(F32 value) { return add(mul(add(value, all(0.5f)), all(1.0f / 256)), all(rounding)); }
 
-static inline F32 low_digits(F32 value, F32 high) { return add(neg_fma(whole(high), all(256.0f), value), all(rounding)); }
+static inline F32 low_digits(F32 value, F32 high) {
+    return add(neg_fma(whole(high), all(256.0f), value), all(rounding));
+}
 
-// What a row keeps of its groups [first, last) when one of their inputs is not finite: a NaN in `scale`, which reaches every
-// output of this row and no other row.
+// What a row keeps of groups of which an input is not finite: a NaN in `scale`, which reaches every output of this row
+// and no other row.
 static inline void lose(float* scale, int8_t* digits, int32_t* sums, int64_t groups) {
     *scale = sum(as_float(all_i(0x7fc00000)));
     for (int64_t i = 0; i < groups * group_depth; ++i) digits[i] = 0;
     for (int64_t g = 0; g < groups; ++g) sums[g] = 0;
 }
 
-static inline void prepare_int8(const float* x, int64_t inputs, int64_t groups, float* scales, int8_t* digits, int32_t* sums) {
+static inline void prepare_int8(const float* x, int64_t inputs, int64_t groups, float* scales, int8_t* digits,
+                                int32_t* sums) {
     Steps steps;
     for (int64_t g = 0; g < groups; ++g, x += group_depth, inputs -= group_depth, digits += group_depth) {
-        if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g < 16 ? groups - g : 16, 127.0f, scales + g);
+        if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g, 127.0f, scales + g);
         const float sum = store_digits(digits, in_steps(load_group(x, inputs), steps.per_unit[g % 16]));
         if (sum == sum) sums[g] = static_cast<int32_t>(sum);
         else lose(scales + g, digits, sums + g, 1);
     }
 }
 
-static inline void prepare_int8_row(const float* x, int64_t inputs, int64_t groups, float* scale, int8_t* digits, int32_t* sums) {
+static inline void prepare_int8_row(const float* x, int64_t inputs, int64_t groups, float* scale, int8_t* digits,
+                                    int32_t* sums) {
     F32 largest_lanes = zero();
     for (int64_t g = 0; g < groups; ++g) {
         const GroupOf32 group = load_group(x + g * group_depth, inputs - g * group_depth);
@@ -94,22 +99,25 @@ static inline void prepare_int8_row(const float* x, int64_t inputs, int64_t grou
     }
 }
 
-static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups, float* scales, int8_t* digits, int32_t* sums) {
-    int8_t* low_row = digits + groups * group_depth;
+static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups, float* scales, int8_t* high_row,
+                                  int32_t* sums) {
+    constexpr float largest_value = 256 * 127 + 127;
     Steps steps;
-    for (int64_t g = 0; g < groups; ++g, x += group_depth, inputs -= group_depth, digits += group_depth, low_row += group_depth) {
-        if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g < 16 ? groups - g : 16, 32639.0f, scales + g);
+    for (int64_t g = 0; g < groups; ++g, x += group_depth, inputs -= group_depth) {
+        int8_t* const high_to = high_row + g * group_depth;
+        int8_t* const low_to = high_to + groups * group_depth;
+        if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g, largest_value, scales + g);
         const GroupOf32 rounded = in_steps(load_group(x, inputs), steps.per_unit[g % 16]);
         const GroupOf32 value = {whole(rounded.low), whole(rounded.high)};
         const GroupOf32 high = {high_digits(value.low), high_digits(value.high)};
-        const float high_sum = store_digits(digits, high);
-        const float low_sum = store_digits(low_row, {low_digits(value.low, high.low), low_digits(value.high, high.high)});
+        const GroupOf32 low = {low_digits(value.low, high.low), low_digits(value.high, high.high)};
+        const float high_sum = store_digits(high_to, high), low_sum = store_digits(low_to, low);
         if (high_sum == high_sum) {
             sums[g] = static_cast<int32_t>(high_sum);
             sums[groups + g] = static_cast<int32_t>(low_sum);
         } else {
-            lose(scales + g, digits, sums + g, 1);
-            lose(scales + g, low_row, sums + groups + g, 1);
+            lose(scales + g, high_to, sums + g, 1);
+            lose(scales + g, low_to, sums + groups + g, 1);
         }
     }
 }

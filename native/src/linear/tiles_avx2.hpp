@@ -1,8 +1,8 @@
 // Products of up to 4 rows with a panel's groups. Included inside the AVX2 path's namespace.
 //
-// A tile takes one half of a panel (16 outputs, two registers) at a time: its weights are loaded and unpacked once for all
-// rows, its rows' sums stay in registers. All loops over rows and registers are unrolled, for an array indexed by a variable
-// would live in memory.
+// A tile takes one half of a panel (16 outputs, two registers) at a time: its weights are loaded and unpacked once for
+// all rows, its rows' sums stay in registers. All loops over rows and registers are unrolled, for an array indexed by a
+// variable would live in memory.
 
 constexpr int most_digit_rows = 4;  // times 16 outputs take 8 of the 16 registers
 
@@ -11,7 +11,7 @@ STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t
     return static_cast<const uint8_t*>(m.weights) + (panel * (m.depth / group_depth) + first) * group_bytes;
 }
 
-// ---- fp32 and bf16 -------------------------------------------------------------------------------------------------------
+// ---- fp32 and bf16 --------------------------------------------------------------------------------------------------
 
 struct Fp32Weights {
     static constexpr int group_bytes = group_depth * panel_width * 4;
@@ -75,7 +75,7 @@ void float_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int
     }
 }
 
-// ---- int8 and int4 -------------------------------------------------------------------------------------------------------
+// ---- int8 and int4 --------------------------------------------------------------------------------------------------
 
 constexpr int digits_of(Activations a) { return a == Activations::int8x2 ? 2 : 1; }
 
@@ -95,8 +95,8 @@ STRETTO_INLINE __m256i broadcast(const void* four_bytes) {
     return _mm256_set1_epi32(word);
 }
 
-// vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs, and bytes 1
-// and 3: `even` and `odd` of what holds 4 inputs each of 8 outputs, or of a row's 8 times 4 digits.
+// vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs, and
+// bytes 1 and 3: `even` and `odd` of what holds 4 inputs each of 8 outputs, or of a row's 8 times 4 digits.
 struct PairsOfBytes { __m256i even, odd; };
 
 STRETTO_INLINE PairsOfBytes pairs_of_weights(const uint8_t* eight_outputs) {
@@ -113,8 +113,8 @@ STRETTO_INLINE void pairs_of_digits(const int8_t* digits, DigitsOfGroup& to) {
 }
 
 STRETTO_INLINE __m256i add_products(__m256i sum, PairsOfBytes weights, __m256i even, __m256i odd) {
-    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(weights.even, even), _mm256_madd_epi16(weights.odd, odd));
-    return _mm256_add_epi32(sum, products);
+    const __m256i of_even = _mm256_madd_epi16(weights.even, even), of_odd = _mm256_madd_epi16(weights.odd, odd);
+    return _mm256_add_epi32(sum, _mm256_add_epi32(of_even, of_odd));
 }
 
 template <Activations activations, int rows>
@@ -172,8 +172,8 @@ STRETTO_INLINE I32 load_zeros(const uint8_t* zeros) {
     return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
 }
 
-// The pairs of 16-bit sums added up, less what the nibble that means 0 brought in. Both factors of that fit into 16 bits,
-// where a product is cheaper.
+// The pairs of 16-bit sums added up, less what the nibble that means 0 brought in. Both factors of that fit into 16
+// bits, where a product is cheaper.
 STRETTO_INLINE I32 centre(I32 pairs, I32 zeros, int32_t digit_sum) {
     const __m256i ones = _mm256_set1_epi16(1), sum = _mm256_set1_epi32(digit_sum);
     return {_mm256_sub_epi32(_mm256_madd_epi16(pairs.low, ones), _mm256_madd_epi16(zeros.low, sum)),
@@ -220,22 +220,23 @@ void int4_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
     }
 }
 
-// ---- the choice ----------------------------------------------------------------------------------------------------------
+// ---- the choice -----------------------------------------------------------------------------------------------------
 
-template <Activations activations, int rows> constexpr auto byte_tile(WeightLayout layout) {
-    return layout == WeightLayout::int4 ? int4_tile<activations, rows> : int8_tile<activations, rows>;
+template <Activations activations, int rows>
+void byte_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
+    const bool int4 = p.matrix->layout == WeightLayout::int4;
+    (int4 ? int4_tile<activations, rows> : int8_tile<activations, rows>)(p, panel, row, first, last, sums);
 }
 
 template <int rows>
 void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
     constexpr int rows_of_two = rows <= most_digit_rows / 2 ? rows : 1;
-    const WeightLayout layout = p.matrix->layout;
     switch (p.matrix->activations) {
         case Activations::fp32: return float_tile<Fp32Weights, rows>(p, panel, row, first, last, sums);
         case Activations::bf16: return float_tile<Bf16Weights, rows>(p, panel, row, first, last, sums);
-        case Activations::int8: return byte_tile<Activations::int8, rows>(layout)(p, panel, row, first, last, sums);
-        case Activations::int8_row: return byte_tile<Activations::int8_row, rows>(layout)(p, panel, row, first, last, sums);
-        case Activations::int8x2: return byte_tile<Activations::int8x2, rows_of_two>(layout)(p, panel, row, first, last, sums);
+        case Activations::int8: return byte_tile<Activations::int8, rows>(p, panel, row, first, last, sums);
+        case Activations::int8_row: return byte_tile<Activations::int8_row, rows>(p, panel, row, first, last, sums);
+        case Activations::int8x2: return byte_tile<Activations::int8x2, rows_of_two>(p, panel, row, first, last, sums);
     }
 }
 

@@ -1,13 +1,17 @@
-// Products of a few rows with a panel's groups, for any machine. A group's weights are unpacked to fp32 [input][output], once
-// for all rows of the tile, and so are digits: whole numbers, whose products with a group stay below 2^24 and are exact in
-// fp32 as well. One loop serves every layout. Included inside the generic path's namespace.
+// Products of a few rows with a panel's groups, for any machine. A group's weights are unpacked to fp32
+// [input][output], once for all rows of the tile, and so are digits: whole numbers, whose products with a group stay below 2^24 and are
+// exact in fp32 as well. One loop serves every layout. Included inside the generic path's namespace.
 
 #if defined(__GNUC__)
 typedef float Four __attribute__((vector_size(16)));  // becomes the vectors of the machine, whatever they are
 #else
 struct Four { float v[4]; };
-STRETTO_INLINE Four operator+(Four a, Four b) { return {a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}; }
-STRETTO_INLINE Four operator-(Four a, Four b) { return {a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}; }
+STRETTO_INLINE Four operator+(Four a, Four b) {
+    return {a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]};
+}
+STRETTO_INLINE Four operator-(Four a, Four b) {
+    return {a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]};
+}
 STRETTO_INLINE Four operator*(Four a, float b) { return {a.v[0] * b, a.v[1] * b, a.v[2] * b, a.v[3] * b}; }
 #endif
 
@@ -19,8 +23,8 @@ STRETTO_INLINE Four load_four(const float* from) {
     return to;
 }
 
-// sums[output] += weights[input][output] * x[input] in ascending order of the inputs. Sums with names of their own stay in
-// registers, where an array would not.
+// sums[output] += weights[input][output] * x[input] in ascending order of the inputs. Sums with names of their own stay
+// in registers, where an array would not.
 static void multiply(const Group& weights, const float* x, float* sums) {
     Four a = load_four(sums), b = load_four(sums + 4), c = load_four(sums + 8), d = load_four(sums + 12);
     Four e = load_four(sums + 16), f = load_four(sums + 20), g = load_four(sums + 24), h = load_four(sums + 28);
@@ -36,7 +40,7 @@ static void multiply(const Group& weights, const float* x, float* sums) {
     std::memcpy(sums, sum, sizeof sum);
 }
 
-// ---- weights -------------------------------------------------------------------------------------------------------------
+// ---- weights --------------------------------------------------------------------------------------------------------
 
 // The same field of four words, less what means 0.
 STRETTO_INLINE void unpack_field(const uint32_t* words, int shift, uint32_t mask, Four zeros, float* to) {
@@ -95,10 +99,11 @@ static void unpack(const Matrix& m, int64_t panel, int64_t group, Group& to) {
 // int4 has scales of its groups; int8's are those of the outputs, which the whole sum meets.
 static void unpack_scales(const Matrix& m, int64_t panel, int64_t group, float* to) {
     const int64_t at = (panel * (m.depth / group_depth) + group) * panel_width;
-    for (int i = 0; i < panel_width; ++i) to[i] = m.layout == WeightLayout::int4 ? from_f16(m.group_scales[at + i]) : 1.0f;
+    const bool int4 = m.layout == WeightLayout::int4;
+    for (int i = 0; i < panel_width; ++i) to[i] = int4 ? from_f16(m.group_scales[at + i]) : 1.0f;
 }
 
-// ---- rows ----------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------
 
 static void add_floats(const Product& p, const Group& weights, int64_t row, int64_t group, float* sums) {
     const int64_t at = row * p.x.depth + group * group_depth;
@@ -115,7 +120,8 @@ static void multiply_digits(const Group& weights, const int8_t* digits, float* p
     multiply(weights, x, products);
 }
 
-static void add_digits(const Product& p, const Group& weights, const float* scales, int64_t row, int64_t group, float* sums) {
+static void add_digits(const Product& p, const Group& weights, const float* scales, int64_t row, int64_t group,
+                       float* sums) {
     const Matrix& m = *p.matrix;
     const int64_t depth = p.x.depth, groups = depth / group_depth;
     const bool two = m.activations == Activations::int8x2;

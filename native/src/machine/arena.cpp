@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t huge = std::size_t{2} << 20;
 constexpr std::size_t page = 4096;
+constexpr std::size_t chunk = std::size_t{256} << 20;  // address space: pages come when they are first written to
 
 std::size_t round_up(std::size_t size, std::size_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
@@ -48,6 +49,17 @@ Block::~Block() {
 #else
     munmap(base_, mapped_);
 #endif
+}
+
+std::byte* Arena::allocate(std::size_t bytes) {
+    bytes = round_up(bytes, page);
+    if (chunks_.empty() || used_ + bytes > chunks_.back().size()) {
+        chunks_.emplace_back(bytes > chunk ? bytes : chunk);
+        used_ = 0;
+    }
+    std::byte* piece = chunks_.back().data() + used_;
+    used_ += bytes;
+    return piece;
 }
 
 }  // namespace stretto

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <utility>
+#include <vector>
 
 namespace stretto {
 
@@ -38,6 +39,17 @@ private:
     std::size_t size_ = 0;
     void* base_ = nullptr;
     std::size_t mapped_ = 0;
+};
+
+// Memory that is handed out piece by piece and given back as a whole. Pieces lie behind one another, so that huge pages are full.
+class Arena {
+public:
+    // Zeroed memory at a border of 4096 bytes; throws std::bad_alloc.
+    std::byte* allocate(std::size_t bytes);
+
+private:
+    std::vector<Block> chunks_;
+    std::size_t used_ = 0;  // of the last chunk
 };
 
 }  // namespace stretto

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "linear/pack.hpp"
+
 namespace stretto {
 namespace {
 
@@ -76,19 +78,25 @@ void Norm::apply(const Kernels& kernels, const float* x, int64_t size, float* ou
 }
 
 void Embed::run(Pass& pass, Worker& worker) const {
+    const RowKernels& kernels = pass.kernels.rows;
     each_row(worker, pass.rows, [&](int64_t row) {
         const int64_t token = pass.tokens[row];
         float* out = pass.buffers[hidden].row(row);
         if (token >= 0) {
+            const auto* found = static_cast<const std::byte*>(table) + token * width * (bf16 ? 2 : 4);
+            if (table == nullptr) {
+                unpack_row(*head, token, worker.scratch);
+                found = worker.scratch;
+            }
             if (bf16) {
-                pass.kernels.rows.embed_bf16(static_cast<const uint16_t*>(table) + token * stride, width, factor, out);
+                kernels.embed_bf16(reinterpret_cast<const uint16_t*>(found), width, factor, out);
             } else {
-                pass.kernels.rows.embed_fp32(static_cast<const float*>(table) + token * stride, width, factor, out);
+                kernels.embed_fp32(reinterpret_cast<const float*>(found), width, factor, out);
             }
         } else if (factor != 1) {
-            pass.kernels.rows.scale(out, factor, width);
+            kernels.scale(out, factor, width);
         }
-        if (positions != nullptr) pass.kernels.rows.add(out, positions + pass.rope[row] * width, width);
+        if (positions != nullptr) kernels.add(out, positions + pass.rope[row] * width, width);
     });
 }
 

@@ -29,9 +29,10 @@ struct Norm {
 
 // hidden = embedding of each row's token (negative tokens keep what lies there) times factor, plus its position's.
 struct Embed : Op {
-    const void* table;
+    const void* table;                // [vocabulary][width], bf16 or fp32; null: the rows of `head`
+    const Matrix* head;
     bool bf16;
-    int64_t width, stride;  // stride: of the table, in elements
+    int64_t width;
     float factor;
     const float* positions;  // [positions][width] or null
     int hidden;

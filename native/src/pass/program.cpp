@@ -47,14 +47,14 @@ PackedMatrix* Program::matrix(WeightLayout layout, Activations activations, int6
     matrix.shards = shards;
     const int64_t groups = matrix.depth / group_depth;
     for (int shard = 0; shard <= shards; shard++) matrix.border[shard] = group_depth * (groups * shard / shards);
-    packed->weights = Block(packed_bytes(layout, panels, matrix.depth));
-    matrix.weights = packed->weights.data();
+    packed->bytes = packed_bytes(layout, panels, matrix.depth);
+    matrix.weights = packed->weights = arena_.allocate(packed->bytes);
     if (layout == WeightLayout::int8) {
-        packed->scales = Block(matrix.outputs * sizeof(float));
-        matrix.scales = packed->scales.as<float>();
+        matrix.scales = packed->scales = allocate<float>(matrix.outputs);
+        packed->bytes += matrix.outputs * sizeof(float);
     } else if (layout == WeightLayout::int4) {
-        packed->group_scales = Block(matrix.outputs * groups * sizeof(uint16_t));
-        matrix.group_scales = packed->group_scales.as<uint16_t>();
+        matrix.group_scales = packed->group_scales = allocate<uint16_t>(matrix.outputs * groups);
+        packed->bytes += matrix.outputs * groups * sizeof(uint16_t);
     }
     pass_.prepared.deepest = std::max(pass_.prepared.deepest, matrix.depth);
     pass_.routed.deepest = pass_.prepared.deepest;
@@ -71,39 +71,36 @@ void Program::fill(PackedMatrix& packed, int64_t panel, int64_t outputs, const v
         throw std::invalid_argument("a matrix of " + std::to_string(outputs) + " outputs does not fit behind panel " +
                                     std::to_string(panel) + " of " + std::to_string(matrix.panels));
     if (zeros != nullptr && matrix.zeros == nullptr) {
-        packed.zeros = Block(matrix.outputs * groups);
-        std::memset(packed.zeros.data(), 8, packed.zeros.size());
-        matrix.zeros = packed.zeros.as<uint8_t>();
+        matrix.zeros = packed.zeros = allocate<uint8_t>(matrix.outputs * groups);
+        std::memset(packed.zeros, 8, matrix.outputs * groups);
+        packed.bytes += matrix.outputs * groups;
     }
     if (bias != nullptr) {
-        if (matrix.bias == nullptr) {
-            packed.bias = Block(matrix.outputs * sizeof(float));
-            matrix.bias = packed.bias.as<float>();
-        }
-        std::memcpy(packed.bias.as<float>() + panel * panel_width, bias, outputs * sizeof(float));
+        if (matrix.bias == nullptr) matrix.bias = packed.bias = allocate<float>(matrix.outputs);
+        std::memcpy(packed.bias + panel * panel_width, bias, outputs * sizeof(float));
     }
     if (matrix.layout == WeightLayout::int8)
-        std::memcpy(packed.scales.as<float>() + panel * panel_width, scales, outputs * sizeof(float));
+        std::memcpy(packed.scales + panel * panel_width, scales, outputs * sizeof(float));
     const int64_t panel_bytes = packed_bytes(matrix.layout, 1, matrix.depth);
     Pool::instance().run([&](Worker& worker) {
         worker.each(panels, [&](int64_t number) {
             pack_panels(matrix.layout, values, outputs, matrix.inputs, matrix.depth, number, number + 1,
-                        packed.weights.data() + panel * panel_bytes);
+                        packed.weights + panel * panel_bytes);
             if (matrix.layout != WeightLayout::int4) return;
             const int64_t first = panel * panel_width * groups;
             pack_groups(static_cast<const uint16_t*>(scales), outputs, groups, number, number + 1, 0,
-                        packed.group_scales.as<uint16_t>() + first);
+                        packed.group_scales + first);
             if (zeros != nullptr)
-                pack_groups(zeros, outputs, groups, number, number + 1, 8, packed.zeros.as<uint8_t>() + first);
+                pack_groups(zeros, outputs, groups, number, number + 1, 8, packed.zeros + first);
         });
     });
 }
 
 const float* Program::keep(const float* values, int64_t size) {
     if (values == nullptr) return nullptr;
-    kept_.push_back(Block(size * sizeof(float)));
-    std::memcpy(kept_.back().data(), values, size * sizeof(float));
-    return kept_.back().as<float>();
+    float* kept = allocate<float>(size);
+    std::memcpy(kept, values, size * sizeof(float));
+    return kept;
 }
 
 int Program::rope(std::vector<float> inverse, double factor) {

@@ -9,10 +9,15 @@
 
 namespace stretto {
 
-// A matrix and the memory that it lies in.
+// A matrix, and where to write what it reads.
 struct PackedMatrix {
     Matrix matrix{};
-    Block weights, scales, group_scales, zeros, bias;
+    std::byte* weights = nullptr;
+    float* scales = nullptr;
+    uint16_t* group_scales = nullptr;
+    uint8_t* zeros = nullptr;
+    float* bias = nullptr;
+    std::size_t bytes = 0;  // of weights, scales and zeros: what a pass reads
 };
 
 class Program {
@@ -59,7 +64,11 @@ private:
     Pass pass_;
     std::vector<std::unique_ptr<Op>> ops_;
     std::vector<std::unique_ptr<PackedMatrix>> matrices_;
-    std::vector<Block> kept_;
+    Arena arena_;
+    template <class T>
+    T* allocate(int64_t count) {
+        return reinterpret_cast<T*>(arena_.allocate(count * sizeof(T)));
+    }
 };
 
 // Seconds that callers spent in passes since the process began.

@@ -76,9 +76,9 @@ class Lowering:
         self.fused, self._attended, self._inner, self._branch, self._routes, self._part, self._total = self._buffers()
         ropes = dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope)
         self._ropes = {rope: self.program.rope(list(rope.inverse), rope.attention) for rope in ropes if rope}
-        self._embed()
+        self.head = self._embed()
         self.layers = [self._layer(number, layer, *places[number]) for number, layer in enumerate(spec.layers)]
-        self.head = self._logits()
+        self._logits()
 
     def _buffers(self) -> tuple[int, ...]:
         attentions = [layer.attention for layer in self._spec.layers]
@@ -124,19 +124,23 @@ class Lowering:
         starts = list(accumulate((_padded(size) for size in sizes), initial=0))
         fused, reading = None, 0
         for name, tensor, outputs, start in zip(names, stored, sizes, starts, strict=False):
-            layout, activations, values, scales, zeros = self._words(self._tensor(tensor))
+            layout, activations, *parts = self._words(self._tensor(tensor))
             if fused is None:
                 reading, shards = ACTIVATIONS[activations], SHARDS if sharded else 1
-                fused = self.program.matrix(LAYOUTS[layout], reading, starts[-1] // PANEL, values.shape[1], shards)
-            vector = self._vector(f"{name}.bias") if bias else None
-            pointers = (0 if part is None else part.data_ptr() for part in (values, scales, zeros, vector))
-            self.program.fill(fused, start // PANEL, outputs, *pointers)
+                fused = self.program.matrix(
+                    LAYOUTS[layout], reading, starts[-1] // PANEL, self._shapes[tensor][1], shards
+                )
+            parts.append(self._vector(f"{name}.bias") if bias else None)
+            self.program.fill(
+                fused, start // PANEL, outputs, *(0 if part is None else part.data_ptr() for part in parts)
+            )
+            parts.clear()  # before the next matrix is read
         assert fused is not None
         self.bytes += fused.bytes
         return Fused(fused, reading, tuple(starts))
 
-    def _words(self, matrix: Tensor | Quantized) -> tuple[str, str, Tensor, Tensor | None, Tensor | None]:
-        """Return layout, activations, values, scales and zeros of a stored matrix.
+    def _words(self, matrix: Tensor | Quantized) -> tuple[str, str, *tuple[Tensor | None, ...]]:
+        """Return layout and activations of a stored matrix, then its values, scales and zeros.
 
         Where activations are fp32 a bf16 matrix is widened, so that the rows that it reads are not rounded.
         """
@@ -147,21 +151,27 @@ class Lowering:
             return "bf16", "bf16", matrix.contiguous(), None, None
         return "fp32", "fp32", matrix.float().contiguous(), None, None
 
-    def _embed(self) -> None:
-        table = self._tensor("embed")
-        assert isinstance(table, Tensor)
-        table = table.contiguous()
-        positions = self._vector("positions") if self._spec.positions else None
-        self._kept += [table] if positions is None else [table, positions]
+    def _embed(self) -> Fused:
+        """Add the lookups; return the head. A tied head of the same precision serves them too, packed as it is."""
+        spec = self._spec
+        positions = self._vector("positions") if spec.positions else None
+        table = None
+        if not spec.tied or "head" in self._parameters:
+            found = self._tensor("embed")
+            assert isinstance(found, Tensor)
+            table = found.contiguous()
+        self._kept += [tensor for tensor in (table, positions) if tensor is not None]
+        head = self._fuse(["embed" if table is None else "head"])
         self.program.embed(
-            table.data_ptr(),
-            table.dtype is torch.bfloat16,
-            self._spec.width,
-            table.stride(0),
-            self._spec.embedding_scale,
+            0 if table is None else table.data_ptr(),
+            head.matrix if table is None else None,
+            head.activations == ACTIVATIONS["bf16"] if table is None else table.dtype is torch.bfloat16,
+            spec.width,
+            spec.embedding_scale,
             0 if positions is None else positions.data_ptr(),
             HIDDEN,
         )
+        return head
 
     def _layer(self, number: int, layer: LayerSpec, lane: int, place: int) -> LayerOps:
         program, prefix, width, start = self.program, f"layers.{number}.", self._spec.width, len(self.program)
@@ -229,12 +239,10 @@ class Lowering:
             out == HIDDEN,
         )
 
-    def _logits(self) -> Fused:
+    def _logits(self) -> None:
         spec = self._spec
-        head = self._fuse(["head" if "head" in self._parameters else "embed"])
         norm, cap = self._norm("norm", spec.norm), spec.logit_softcap or 0.0
-        self.program.logits(norm, HIDDEN, spec.width, spec.vocab_size, head.matrix, spec.logit_scale, cap)
-        return head
+        self.program.logits(norm, HIDDEN, spec.width, spec.vocab_size, self.head.matrix, spec.logit_scale, cap)
 
 
 def _padded(size: int) -> int:
