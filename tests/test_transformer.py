@@ -26,6 +26,7 @@ ODD = {
     "one-kv-head": specify(heads=4, kv_heads=1, size=24, width=72, inner=100, vocab=97),
     "seven-kv-heads": specify(heads=7, kv_heads=7, size=80, width=72, inner=40, vocab=97),
     "window-and-cap": specify(heads=6, kv_heads=2, size=24, width=40, inner=72, window=37, softcap=5.0),
+    "wide": specify(inner=2100),  # one row's activations are shared by threads
     "experts": specify(experts=5, inner=40, vocab=97),
 }
 LENGTH = 150

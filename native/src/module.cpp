@@ -93,16 +93,17 @@ void move_rows(Address keys, Address values, int64_t layers, int64_t layer_bytes
 
 void bind_ops(nb::class_<Program>& program) {
     program
-        .def("embed",
-             [](Program& self, Address table, const PackedMatrix* head, bool bf16, int64_t width, float factor,
-                Address positions, int hidden) {
-                 return add(self, with(Embed{}, [&](Embed& op) {
-                                op.table = at<const void>(table), op.head = head == nullptr ? nullptr : &head->matrix;
-                                op.bf16 = bf16, op.width = width, op.factor = factor;
-                                op.positions = at<const float>(positions), op.hidden = hidden;
-                            }));
-             },
-             "table"_a, "head"_a.none(), "bf16"_a, "width"_a, "factor"_a, "positions"_a, "hidden"_a)
+        .def(
+            "embed",
+            [](Program& self, Address table, const PackedMatrix* head, bool bf16, int64_t width, float factor,
+               Address positions, int hidden) {
+                return add(self, with(Embed{}, [&](Embed& op) {
+                               op.table = at<const void>(table), op.head = head == nullptr ? nullptr : &head->matrix;
+                               op.bf16 = bf16, op.width = width, op.factor = factor;
+                               op.positions = at<const float>(positions), op.hidden = hidden;
+                           }));
+            },
+            "table"_a, "head"_a.none(), "bf16"_a, "width"_a, "factor"_a, "positions"_a, "hidden"_a)
         .def("prepare",
              [](Program& self, const NormWords& norm, int in, int64_t width, int activations) {
                  return add(self, with(Prepare{}, [&](Prepare& op) {

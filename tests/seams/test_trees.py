@@ -10,6 +10,7 @@ from company import prompts, text
 from drafters import GarbageDrafter
 from helpers import assert_whole, request, run
 
+from stretto.cache.lane import read_rows
 from stretto.core.chunk import Role
 from stretto.core.request import Committed
 from stretto.core.tree import DraftTree
@@ -57,7 +58,7 @@ class Paths:
         key, tree = tuple(request.prompt), request.memory["paths"]
         slots = self.services.view(request, "target").tables["main"].slots(0, request.filled)
         storage = self.services.models["target"].storage["main"]
-        self.stored.setdefault(key, []).append(torch.stack((storage.keys[:, slots], storage.values[:, slots])))
+        self.stored.setdefault(key, []).append(torch.stack(read_rows(storage, slots)))
         base = len(chunk) - len(tree) - 1
         position = chunk.index[base]
         if position + 1 < len(request.tokens):

@@ -22,29 +22,29 @@ struct Chunk {
     const Attend* call;
     const AttentionPlan::Impl* plan;
     const View* view;
-    int64_t kv_head, head, heads;    // heads head...head + heads - 1, all of kv_head's group; line = row * heads + head
-    int64_t row, rows;               // in the view
+    int64_t kv_head, head, heads;  // heads head...head + heads - 1, all of kv_head's group; line = row * heads + head
+    int64_t row, rows;             // in the view
 
     int64_t lines, size, stride, steps;
-    int64_t floor[most_lines];       // each row sees indices above
-    int64_t lowest, highest;         // of the floors
-    int64_t reach, furthest;         // orders that the first and the last row see
+    int64_t floor[most_lines];  // each row sees indices above
+    int64_t lowest, highest;    // of the floors
+    int64_t reach, furthest;    // orders that the first and the last row see
 
-    int64_t share_bytes;             // of one K/V head's keys or values in a block
+    int64_t share_bytes;  // of one K/V head's keys or values in a block
 
-    char* query;                     // see score
-    Result all, group, tile;         // of all groups so far, of the group at hand and of one more tile of it
-    float* scores;                   // [lines][128]
-    char* weights;                   // [lines][128] words
-    float* bias;                     // [rows][128]
-    char* copies;                    // [8][2][share_bytes]: gathered keys and values of its blocks
+    char* query;              // see score
+    Result all, group, tile;  // of all groups so far, of the group at hand and of one more tile of it
+    float* scores;            // [lines][128]
+    char* weights;            // [lines][128] words
+    float* bias;              // [rows][128]
+    char* copies;             // [8][2][share_bytes]: gathered keys and values of its blocks
 
     // The blocks of the tile at hand of which some line sees something.
     int64_t count;
     Operand operand[group_blocks];
     const Block* block[group_blocks];
-    bool whole[group_blocks];                    // all lines see all of it
-    uint32_t mask[group_blocks][most_lines];     // what each row sees of it; not set where whole
+    bool whole[group_blocks];                 // all lines see all of it
+    uint32_t mask[group_blocks][most_lines];  // what each row sees of it; not set where whole
 };
 
 STRETTO_INLINE char* take(char*& scratch, int64_t bytes) {

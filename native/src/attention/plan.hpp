@@ -46,11 +46,11 @@ constexpr int row_sizes = 6;  // views are cut into chunks of 1, 2, 4, 8, 16 or 
 
 struct AttentionPlan::Impl {
     int64_t view_count;
-    const View* views;         // the ones that cost most first
+    const View* views;  // the ones that cost most first
     const Tile* tiles;
     const Block* blocks;
     const Lanes* lanes;
-    const int64_t* index;      // [pass rows]
+    const int64_t* index;              // [pass rows]
     const int64_t* chunks[row_sizes];  // [view_count + 1]: how many chunks of 1 << s rows the views before have
 
     struct Memory;

@@ -20,14 +20,14 @@
 namespace stretto::STRETTO_PATH {
 namespace {
 
-constexpr int64_t most_lines = 32;      // of a chunk, in whose scratch the lines' state lies
+constexpr int64_t most_lines = 32;  // of a chunk, in whose scratch the lines' state lies
 constexpr int64_t group_blocks = group_lanes / block_slots;
 
 // Calls f(0) ... f(n - 1) with constants: arrays indexed by them become registers, which loops do not guarantee.
 template <int n, class F>
 STRETTO_INLINE void unrolled(F f) {
-    [&]<int... i>(std::integer_sequence<int, i...>) STRETTO_LAMBDA { (f(std::integral_constant<int, i>{}), ...); }
-    (std::make_integer_sequence<int, n>{});
+    [&]<int... i>(std::integer_sequence<int, i...>)
+        STRETTO_LAMBDA { (f(std::integral_constant<int, i>{}), ...); }(std::make_integer_sequence<int, n>{});
 }
 
 // Brings a line to the second level: a tile's keys and values would push each other out of the first.
@@ -64,9 +64,8 @@ struct Operand {
 template <bool bf16, int lines, int blocks>
 void score(const Operand* block, const char* query, int64_t steps, bool fetching, float* scores) {
     F32 sum[lines][blocks];
-    unrolled<lines>([&](auto l) STRETTO_LAMBDA {
-        unrolled<blocks>([&](auto b) STRETTO_LAMBDA { sum[l][b] = zero(); });
-    });
+    unrolled<lines>([&](auto l)
+                        STRETTO_LAMBDA { unrolled<blocks>([&](auto b) STRETTO_LAMBDA { sum[l][b] = zero(); }); });
     for (int64_t at = 0; at < steps * 64; at += 64) {
         I32 key[blocks];
         unrolled<blocks>([&](auto b) STRETTO_LAMBDA {
@@ -85,8 +84,7 @@ void score(const Operand* block, const char* query, int64_t steps, bool fetching
 }
 
 template <bool bf16, int lines>
-void score_blocks(const Operand* block, int64_t count, const char* query, int64_t steps, bool fetching,
-                  float* scores) {
+void score_blocks(const Operand* block, int64_t count, const char* query, int64_t steps, bool fetching, float* scores) {
     int64_t b = 0;
     for (; b + query_blocks <= count; b += query_blocks)
         score<bf16, lines, query_blocks>(block + b, query, steps, fetching, scores + b * block_slots);
@@ -154,9 +152,7 @@ void weigh(const Operand* block, int64_t count, Columns columns, const char* wei
             });
             unrolled<lines>([&](auto l) STRETTO_LAMBDA {
                 const I32 weight = word_at(weights + l * group_lanes * 4);
-                unrolled<registers>([&](auto r) STRETTO_LAMBDA {
-                    sum[l][r] = dot<bf16>(sum[l][r], word[r], weight);
-                });
+                unrolled<registers>([&](auto r) STRETTO_LAMBDA { sum[l][r] = dot<bf16>(sum[l][r], word[r], weight); });
             });
             values += row;
             weights += 4;

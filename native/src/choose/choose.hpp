@@ -6,14 +6,14 @@
 namespace stretto {
 
 struct ChooseRow {
-    const float* scores;   // [vocab], constrained, perhaps filtered (-inf forbids)
-    float temperature;     // 0: greedy, no noise
-    uint64_t key;          // of the noise; see hash in choose kernels
+    const float* scores;  // [vocab], constrained, perhaps filtered (-inf forbids)
+    float temperature;    // 0: greedy, no noise
+    uint64_t key;         // of the noise; see hash in choose kernels
 };
 
 struct Chosen {
-    int32_t token;         // the best; of a row with NaN or +inf the place of the first of these
-    float value;           // its perturbed score ((score - max) / temperature + noise); greedy: its score
+    int32_t token;  // the best; of a row with NaN or +inf the place of the first of these
+    float value;    // its perturbed score ((score - max) / temperature + noise); greedy: its score
 };
 
 struct ChooseKernels {
@@ -24,8 +24,14 @@ struct ChooseKernels {
     double (*log_sum)(const float* scores, int64_t vocab);
 };
 
-namespace generic { extern const ChooseKernels choose_kernels; }
-namespace avx2 { extern const ChooseKernels choose_kernels; }
-namespace avx512 { extern const ChooseKernels choose_kernels; }
+namespace generic {
+extern const ChooseKernels choose_kernels;
+}
+namespace avx2 {
+extern const ChooseKernels choose_kernels;
+}
+namespace avx512 {
+extern const ChooseKernels choose_kernels;
+}
 
 }  // namespace stretto

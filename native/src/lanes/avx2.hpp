@@ -14,9 +14,15 @@
 
 namespace stretto::avx2 {
 
-struct F32 { __m256 low, high; };
-struct I32 { __m256i low, high; };
-struct Mask { __m256 low, high; };
+struct F32 {
+    __m256 low, high;
+};
+struct I32 {
+    __m256i low, high;
+};
+struct Mask {
+    __m256 low, high;
+};
 
 STRETTO_INLINE I32 first_lanes(int64_t n) {
     const __m256i end = _mm256_set1_epi32(static_cast<int>(n));
@@ -109,10 +115,12 @@ STRETTO_INLINE I32 mul_i(I32 a, I32 b) {
 STRETTO_INLINE I32 and_i(I32 a, I32 b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
 STRETTO_INLINE I32 or_i(I32 a, I32 b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
 STRETTO_INLINE I32 xor_i(I32 a, I32 b) { return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)}; }
-template <int N> STRETTO_INLINE I32 shift_left(I32 a) {
+template <int N>
+STRETTO_INLINE I32 shift_left(I32 a) {
     return {_mm256_slli_epi32(a.low, N), _mm256_slli_epi32(a.high, N)};
 }
-template <int N> STRETTO_INLINE I32 shift_right(I32 a) {
+template <int N>
+STRETTO_INLINE I32 shift_right(I32 a) {
     return {_mm256_srli_epi32(a.low, N), _mm256_srli_epi32(a.high, N)};
 }
 

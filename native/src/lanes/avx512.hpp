@@ -33,9 +33,15 @@
 
 namespace stretto::avx512 {
 
-struct F32 { __m512 v; };
-struct I32 { __m512i v; };
-struct Mask { __mmask16 v; };
+struct F32 {
+    __m512 v;
+};
+struct I32 {
+    __m512i v;
+};
+struct Mask {
+    __mmask16 v;
+};
 
 STRETTO_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 
@@ -61,9 +67,7 @@ STRETTO_INLINE F32 neg_fma(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, 
 STRETTO_INLINE F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
 STRETTO_INLINE F32 neg(F32 a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 STRETTO_INLINE F32 abs(F32 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
-STRETTO_INLINE F32 round(F32 a) {
-    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+STRETTO_INLINE F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 STRETTO_INLINE Mask less(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 STRETTO_INLINE Mask equal(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
@@ -83,8 +87,14 @@ STRETTO_INLINE I32 mul_i(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; 
 STRETTO_INLINE I32 and_i(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
 STRETTO_INLINE I32 or_i(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
 STRETTO_INLINE I32 xor_i(I32 a, I32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
-template <int N> STRETTO_INLINE I32 shift_left(I32 a) { return {_mm512_slli_epi32(a.v, N)}; }
-template <int N> STRETTO_INLINE I32 shift_right(I32 a) { return {_mm512_srli_epi32(a.v, N)}; }
+template <int N>
+STRETTO_INLINE I32 shift_left(I32 a) {
+    return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+STRETTO_INLINE I32 shift_right(I32 a) {
+    return {_mm512_srli_epi32(a.v, N)};
+}
 
 STRETTO_INLINE float sum(F32 a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

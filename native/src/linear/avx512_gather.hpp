@@ -13,37 +13,53 @@ constexpr int kinds = 7;
 
 constexpr Kind kind_of(const Matrix& matrix) {
     switch (matrix.layout) {
-        case WeightLayout::fp32: return Kind::fp32;
-        case WeightLayout::bf16: return Kind::bf16;
-        case WeightLayout::int4: return matrix.zeros ? Kind::int4_zeros : Kind::int4;
-        default: break;
+        case WeightLayout::fp32:
+            return Kind::fp32;
+        case WeightLayout::bf16:
+            return Kind::bf16;
+        case WeightLayout::int4:
+            return matrix.zeros ? Kind::int4_zeros : Kind::int4;
+        default:
+            break;
     }
     switch (matrix.activations) {
-        case Activations::int8_row: return Kind::int8_row;
-        case Activations::int8x2: return Kind::int8x2;
-        default: return Kind::int8;
+        case Activations::int8_row:
+            return Kind::int8_row;
+        case Activations::int8x2:
+            return Kind::int8x2;
+        default:
+            return Kind::int8;
     }
 }
 
 // Bytes of a group of 32 inputs in the weights of one panel.
 constexpr int64_t weight_bytes(Kind kind) {
     switch (kind) {
-        case Kind::fp32: return 4096;
-        case Kind::bf16: return 2048;
+        case Kind::fp32:
+            return 4096;
+        case Kind::bf16:
+            return 2048;
         case Kind::int4:
-        case Kind::int4_zeros: return 512;
-        default: return 1024;
+        case Kind::int4_zeros:
+            return 512;
+        default:
+            return 1024;
     }
 }
 
 // Bytes of a group of 32 inputs in one gathered row.
 constexpr int64_t row_bytes(Kind kind) {
     switch (kind) {
-        case Kind::fp32: return 128;
-        case Kind::bf16: return 64;
-        case Kind::int8_row: return 36;
-        case Kind::int8x2: return 72;
-        default: return 40;
+        case Kind::fp32:
+            return 128;
+        case Kind::bf16:
+            return 64;
+        case Kind::int8_row:
+            return 36;
+        case Kind::int8x2:
+            return 72;
+        default:
+            return 40;
     }
 }
 

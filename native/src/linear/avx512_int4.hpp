@@ -10,7 +10,7 @@ namespace {
 // with zeros the negative sum alone, of which the low 16 bits meet the zero by vpdpwssd (the high ones meet zeros).
 template <int R, bool with_zeros>
 STRETTO_INLINE void int4_half(__m512 (&sum)[R], const char* weights, const uint16_t* scales, const uint8_t* zeros,
-                                     const char* x) {
+                              const char* x) {
     const char* correction = x + 32 * R;
     const char* scale = correction + 4 * R;
     const __m512i nibble = _mm512_set1_epi8(15);

@@ -24,20 +24,19 @@ struct Tile {
     const char* weights;
     const uint16_t* scales;  // int4: of the panel's first group here
     const uint8_t* zeros;
-    const char* rows;        // gathered rows (avx512_gather.hpp)
+    const char* rows;  // gathered rows (avx512_gather.hpp)
     int64_t groups;
-    float* partial;          // [rows][32]: sums so far, in and out; int8_row: int32
-    bool fresh;              // the sums start at zero
-    const char* ahead;       // what to bring into the cache meanwhile, `lines` lines of 64 bytes a group
+    float* partial;     // [rows][32]: sums so far, in and out; int8_row: int32
+    bool fresh;         // the sums start at zero
+    const char* ahead;  // what to bring into the cache meanwhile, `lines` lines of 64 bytes a group
     int64_t lines;
 };
 
 // Calls f(0) ... f(n - 1) with constants: arrays indexed by them become registers, which loops do not guarantee.
 template <int n, class F>
 STRETTO_INLINE void each(F f) {
-    [&]<int... i>(std::integer_sequence<int, i...>) STRETTO_LAMBDA {
-        (f(std::integral_constant<int, i>{}), ...);
-    }(std::make_integer_sequence<int, n>{});
+    [&]<int... i>(std::integer_sequence<int, i...>)
+        STRETTO_LAMBDA { (f(std::integral_constant<int, i>{}), ...); }(std::make_integer_sequence<int, n>{});
 }
 
 // The same pointer, of which the compiler does not know that it is: else it keeps what the first half of a panel loaded

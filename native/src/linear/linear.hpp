@@ -1,15 +1,17 @@
 // Packed linear layers: y[row] = W x[row] + bias, each row's bits independent of its company.
 //
-// A matrix [outputs, inputs] is cut into panels of 32 outputs (two halves of 16) and groups of 32 inputs, both padded with
-// zeros, and stored panel after panel in the order in which a pass reads it. `depth` is the padded number of inputs:
+// A matrix [outputs, inputs] is cut into panels of 32 outputs (two halves of 16) and groups of 32 inputs, both padded
+// with zeros, and stored panel after panel in the order in which a pass reads it. `depth` is the padded number of
+// inputs:
 //
 //   fp32  [panel][depth]              [2 halves][16 outputs]                 float
 //   bf16  [panel][depth/2]            [2 halves][16 outputs][2 inputs]       bfloat16
 //   int8  [panel][depth/32][2 halves] [8 quads][16 outputs][4 inputs]        value + 128 as unsigned, |value| <= 127
-//   int4  [panel][depth/32][2 halves] [4 octs][16 outputs][4 bytes]          byte b: low nibble input b, high input b + 4
+//   int4  [panel][depth/32][2 halves] [4 octs][16 outputs][4 bytes]          byte b: low nibble input b, high input b +
+//   4
 //
-// Integer products of a group of 32 inputs are exact; groups add up in fp32 in ascending order, within each shard of the
-// inputs; shards add up in index order. bf16 and fp32 add up in ascending order of the inputs, shards likewise.
+// Integer products of a group of 32 inputs are exact; groups add up in fp32 in ascending order, within each shard of
+// the inputs; shards add up in index order. bf16 and fp32 add up in ascending order of the inputs, shards likewise.
 #pragma once
 
 #include <cstdint>
@@ -34,35 +36,36 @@ enum class Activations : int32_t {
 struct Matrix {
     WeightLayout layout;
     Activations activations;
-    int64_t outputs, inputs;   // true sizes
-    int64_t panels, depth;     // outputs / 32 and inputs, rounded up
-    const void* weights;       // 64-byte aligned, laid out as above
-    const float* scales;       // int8: [panels * 32], one per output
+    int64_t outputs, inputs;       // true sizes
+    int64_t panels, depth;         // outputs / 32 and inputs, rounded up
+    const void* weights;           // 64-byte aligned, laid out as above
+    const float* scales;           // int8: [panels * 32], one per output
     const uint16_t* group_scales;  // int4: fp16 [panels][depth / 32][32]
-    const uint8_t* zeros;      // int4: [panels][depth / 32][32], the nibble that means 0; null: 8 everywhere
-    const float* bias;         // [panels * 32] or null
-    int32_t shards;            // 1 to 8
-    int64_t border[max_shards + 1];  // shard s holds the inputs [border[s], border[s + 1]); multiples of 32; may be empty
+    const uint8_t* zeros;          // int4: [panels][depth / 32][32], the nibble that means 0; null: 8 everywhere
+    const float* bias;             // [panels * 32] or null
+    int32_t shards;                // 1 to 8
+    int64_t
+        border[max_shards + 1];  // shard s holds the inputs [border[s], border[s + 1]); multiples of 32; may be empty
 };
 
 // Rows as a product reads them. Digits of int8x2 lie as two rows, the high one first: row r's are rows 2r and 2r + 1.
 // Entries behind the true inputs are zeros.
 struct Rows {
     int64_t depth;
-    const float* fp32;         // [rows][depth]
-    const uint16_t* bf16;      // [rows][depth]
-    const int8_t* digits;      // [rows][depth], int8x2: [2 * rows][depth]
-    const float* scales;       // [rows][depth / 32], int8_row: [rows]
-    const int32_t* sums;       // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
+    const float* fp32;     // [rows][depth]
+    const uint16_t* bf16;  // [rows][depth]
+    const int8_t* digits;  // [rows][depth], int8x2: [2 * rows][depth]
+    const float* scales;   // [rows][depth / 32], int8_row: [rows]
+    const int32_t* sums;   // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
 };
 
 struct Product {
     const Matrix* matrix;
     Rows x;
     int64_t rows;
-    float* out;                // [rows][stride], stride >= panels * 32, 64-byte aligned rows
+    float* out;  // [rows][stride], stride >= panels * 32, 64-byte aligned rows
     int64_t stride;
-    bool add;                  // out += instead of out = (the residual stream)
+    bool add;  // out += instead of out = (the residual stream)
 };
 
 struct LinearKernels {
@@ -71,14 +74,21 @@ struct LinearKernels {
     // `scratch`: linear_scratch bytes of the calling thread's own, 64-byte aligned.
     void (*run)(const Product&, int64_t piece, int64_t pieces, void* scratch);
     // Brings one row [inputs] to what products with these activations read, at row number `row` of the buffers in `to`
-    // (whose pointers it writes through).
+    // (whose pointers it writes through), with zeros up to the next multiple of 32. Pointers that begin at a later
+    // group of their rows make it a part of a row.
     void (*prepare)(Activations, const float* x, int64_t inputs, int64_t row, const Rows& to);
 };
 
 constexpr int64_t linear_scratch = 1 << 20;
 
-namespace generic { extern const LinearKernels linear_kernels; }
-namespace avx2 { extern const LinearKernels linear_kernels; }
-namespace avx512 { extern const LinearKernels linear_kernels; }
+namespace generic {
+extern const LinearKernels linear_kernels;
+}
+namespace avx2 {
+extern const LinearKernels linear_kernels;
+}
+namespace avx512 {
+extern const LinearKernels linear_kernels;
+}
 
 }  // namespace stretto

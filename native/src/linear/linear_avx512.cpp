@@ -12,11 +12,11 @@ namespace stretto::avx512 {
 namespace stretto::avx512 {
 namespace {
 
-constexpr int64_t block_rows = 64;        // rows of a prompt that pass over a panel together
-constexpr int64_t block_bytes = 32 << 10; // of a panel that wait in the cache for the next tile of rows
+constexpr int64_t block_rows = 64;         // rows of a prompt that pass over a panel together
+constexpr int64_t block_bytes = 32 << 10;  // of a panel that wait in the cache for the next tile of rows
 constexpr int64_t gathered_bytes = 512 << 10;
 constexpr int64_t partial_floats = 32 << 10;  // 128 KiB of sums, and as many totals
-constexpr int64_t exact_depth = 65536;    // int8_row: inputs that an int32 certainly holds
+constexpr int64_t exact_depth = 65536;        // int8_row: inputs that an int32 certainly holds
 
 using TileFunction = void (*)(const Tile&);
 using GatherFunction = void (*)(const Rows&, int64_t, int64_t, int64_t, int64_t, char*);
@@ -28,12 +28,18 @@ struct Kernel {
 
 template <Kind kind, int R>
 constexpr TileFunction tile_of() {
-    if constexpr (kind == Kind::fp32) return fp32_tile<R>;
-    else if constexpr (kind == Kind::bf16) return bf16_tile<R>;
-    else if constexpr (kind == Kind::int8) return int8_tile<R, false>;
-    else if constexpr (kind == Kind::int8_row) return int8_row_tile<R>;
-    else if constexpr (kind == Kind::int8x2) return int8_tile<R, true>;
-    else return int4_tile<R, kind == Kind::int4_zeros>;
+    if constexpr (kind == Kind::fp32)
+        return fp32_tile<R>;
+    else if constexpr (kind == Kind::bf16)
+        return bf16_tile<R>;
+    else if constexpr (kind == Kind::int8)
+        return int8_tile<R, false>;
+    else if constexpr (kind == Kind::int8_row)
+        return int8_row_tile<R>;
+    else if constexpr (kind == Kind::int8x2)
+        return int8_tile<R, true>;
+    else
+        return int4_tile<R, kind == Kind::int4_zeros>;
 }
 
 template <Kind kind>
@@ -43,8 +49,8 @@ constexpr Kernel kernel_of() {
             gather<kind>};
 }
 
-constexpr Kernel kernels[kinds] = {kernel_of<Kind::fp32>(), kernel_of<Kind::bf16>(), kernel_of<Kind::int8>(),
-                                   kernel_of<Kind::int8_row>(), kernel_of<Kind::int8x2>(), kernel_of<Kind::int4>(),
+constexpr Kernel kernels[kinds] = {kernel_of<Kind::fp32>(),      kernel_of<Kind::bf16>(),   kernel_of<Kind::int8>(),
+                                   kernel_of<Kind::int8_row>(),  kernel_of<Kind::int8x2>(), kernel_of<Kind::int4>(),
                                    kernel_of<Kind::int4_zeros>()};
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -56,10 +62,17 @@ constexpr int64_t row_blocks(int64_t rows) { return (rows + block_rows - 1) / bl
 class Pass {
 public:
     Pass(const Product& product, int64_t first_row, int64_t rows, char* scratch)
-        : product(product), matrix(*product.matrix), kind(kind_of(matrix)), kernel(kernels[int(kind)]),
-          first_row(first_row), rows(rows), tiles((rows + most_rows - 1) / most_rows),
-          groups(matrix.depth / group_depth), gathered(scratch),
-          partial(reinterpret_cast<float*>(scratch + gathered_bytes)), total(partial + partial_floats) {
+        : product(product),
+          matrix(*product.matrix),
+          kind(kind_of(matrix)),
+          kernel(kernels[int(kind)]),
+          first_row(first_row),
+          rows(rows),
+          tiles((rows + most_rows - 1) / most_rows),
+          groups(matrix.depth / group_depth),
+          gathered(scratch),
+          partial(reinterpret_cast<float*>(scratch + gathered_bytes)),
+          total(partial + partial_floats) {
         // One tile reads each weight once and takes the inputs whole. More come back for their block of a panel, which
         // waits in the cache; the first ones bring the next block.
         block = tiles == 1 ? groups : larger(1, block_bytes / weight_bytes(kind));
@@ -107,7 +120,8 @@ private:
             int64_t from = matrix.border[shard] / group_depth;
             const int64_t to = matrix.border[shard + 1] / group_depth;
             const int64_t span = kind == Kind::int8_row && to - from > 2 * exact_depth / group_depth
-                                     ? exact_depth / group_depth : groups;
+                                     ? exact_depth / group_depth
+                                     : groups;
             for (; from < to; from += span, first = false) {
                 const int64_t until = smaller(to, from + span);
                 if (until <= begin || from >= end) continue;

@@ -104,10 +104,14 @@ void pack_groups_as(const Element* row_major, int64_t outputs, int64_t groups, i
 int64_t packed_bytes(WeightLayout layout, int64_t panels, int64_t depth) {
     const int64_t weights = panels * panel_width * depth;
     switch (layout) {
-        case WeightLayout::fp32: return weights * 4;
-        case WeightLayout::bf16: return weights * 2;
-        case WeightLayout::int8: return weights;
-        case WeightLayout::int4: return weights / 2;
+        case WeightLayout::fp32:
+            return weights * 4;
+        case WeightLayout::bf16:
+            return weights * 2;
+        case WeightLayout::int8:
+            return weights;
+        case WeightLayout::int4:
+            return weights / 2;
     }
     return 0;
 }
@@ -115,10 +119,14 @@ int64_t packed_bytes(WeightLayout layout, int64_t panels, int64_t depth) {
 void pack_panels(WeightLayout layout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth,
                  int64_t first, int64_t last, void* packed) {
     switch (layout) {
-        case WeightLayout::fp32: return pack_as<Fp32>(row_major, outputs, inputs, depth, first, last, packed);
-        case WeightLayout::bf16: return pack_as<Bf16>(row_major, outputs, inputs, depth, first, last, packed);
-        case WeightLayout::int8: return pack_as<Int8>(row_major, outputs, inputs, depth, first, last, packed);
-        case WeightLayout::int4: return pack_as<Int4>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::fp32:
+            return pack_as<Fp32>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::bf16:
+            return pack_as<Bf16>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::int8:
+            return pack_as<Int8>(row_major, outputs, inputs, depth, first, last, packed);
+        case WeightLayout::int4:
+            return pack_as<Int4>(row_major, outputs, inputs, depth, first, last, packed);
     }
 }
 
@@ -138,7 +146,8 @@ void unpack_row(const Matrix& matrix, int64_t output, void* row) {
         const float* at = static_cast<const float*>(matrix.weights) + panel * matrix.depth * panel_width + place;
         for (int64_t k = 0; k < matrix.inputs; k++) static_cast<float*>(row)[k] = at[k * panel_width];
     } else {
-        const uint16_t* at = static_cast<const uint16_t*>(matrix.weights) + panel * matrix.depth * panel_width + 2 * place;
+        const uint16_t* at =
+            static_cast<const uint16_t*>(matrix.weights) + panel * matrix.depth * panel_width + 2 * place;
         for (int64_t k = 0; k < matrix.inputs; k++)
             static_cast<uint16_t*>(row)[k] = at[k / 2 * 2 * panel_width + k % 2];
     }

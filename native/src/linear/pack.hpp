@@ -13,8 +13,8 @@ int64_t packed_bytes(WeightLayout, int64_t panels, int64_t depth);
 void pack_panels(WeightLayout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first,
                  int64_t last, void* packed);
 
-// Group scales (fp16) or zeros row-major [outputs, depth / 32] -> [panels][depth / 32][32], panels [first, last); `fill`
-// stands behind the true outputs.
+// Group scales (fp16) or zeros row-major [outputs, depth / 32] -> [panels][depth / 32][32], panels [first, last);
+// `fill` stands behind the true outputs.
 void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint16_t fill,
                  uint16_t* packed);
 void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,

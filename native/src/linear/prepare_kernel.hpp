@@ -1,7 +1,9 @@
 // One row of activations to what products read. Included inside the namespace of each path, behind linear.hpp and the
 // path's lanes.
 
-struct GroupOf32 { F32 low, high; };
+struct GroupOf32 {
+    F32 low, high;
+};
 
 // The group at `x` of which `left` inputs are there; zeros stand for the others.
 static inline GroupOf32 load_group(const float* x, int64_t left) {
@@ -77,8 +79,10 @@ static inline void prepare_int8(const float* x, int64_t inputs, int64_t groups, 
     for (int64_t g = 0; g < groups; ++g, x += group_depth, inputs -= group_depth, digits += group_depth) {
         if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g, 127.0f, scales + g);
         const float sum = store_digits(digits, in_steps(load_group(x, inputs), steps.per_unit[g % 16]));
-        if (sum == sum) sums[g] = static_cast<int32_t>(sum);
-        else lose(scales + g, digits, sums + g, 1);
+        if (sum == sum)
+            sums[g] = static_cast<int32_t>(sum);
+        else
+            lose(scales + g, digits, sums + g, 1);
     }
 }
 
@@ -99,13 +103,13 @@ static inline void prepare_int8_row(const float* x, int64_t inputs, int64_t grou
     }
 }
 
-static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups, float* scales, int8_t* high_row,
-                                  int32_t* sums) {
+static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups, int64_t groups_of_row, float* scales,
+                                  int8_t* high_row, int32_t* sums) {
     constexpr float largest_value = 256 * 127 + 127;
     Steps steps;
     for (int64_t g = 0; g < groups; ++g, x += group_depth, inputs -= group_depth) {
         int8_t* const high_to = high_row + g * group_depth;
-        int8_t* const low_to = high_to + groups * group_depth;
+        int8_t* const low_to = high_to + groups_of_row * group_depth;
         if (g % 16 == 0) steps = steps_of_groups(x, inputs, groups - g, largest_value, scales + g);
         const GroupOf32 rounded = in_steps(load_group(x, inputs), steps.per_unit[g % 16]);
         const GroupOf32 value = {whole(rounded.low), whole(rounded.high)};
@@ -114,42 +118,45 @@ static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups
         const float high_sum = store_digits(high_to, high), low_sum = store_digits(low_to, low);
         if (high_sum == high_sum) {
             sums[g] = static_cast<int32_t>(high_sum);
-            sums[groups + g] = static_cast<int32_t>(low_sum);
+            sums[groups_of_row + g] = static_cast<int32_t>(low_sum);
         } else {
             lose(scales + g, high_to, sums + g, 1);
-            lose(scales + g, low_to, sums + groups + g, 1);
+            lose(scales + g, low_to, sums + groups_of_row + g, 1);
         }
     }
 }
 
 static void prepare(Activations activations, const float* x, int64_t inputs, int64_t row, const Rows& to) {
-    const int64_t depth = to.depth, groups = depth / group_depth;
+    const int64_t depth = to.depth, groups_of_row = depth / group_depth;
+    const int64_t groups = (inputs + group_depth - 1) / group_depth, padded = groups * group_depth;
     float* const scales = const_cast<float*>(to.scales);
     int8_t* const digits = const_cast<int8_t*>(to.digits);
     int32_t* const sums = const_cast<int32_t*>(to.sums);
     switch (activations) {
         case Activations::fp32:
-            for (int64_t i = 0; i < depth; i += group_depth) {
+            for (int64_t i = 0; i < padded; i += group_depth) {
                 float* const out = const_cast<float*>(to.fp32) + row * depth + i;
                 const GroupOf32 group = load_group(x + i, inputs - i);
                 store(out, group.low), store(out + 16, group.high);
             }
             break;
         case Activations::bf16:
-            for (int64_t i = 0; i < depth; i += group_depth) {
+            for (int64_t i = 0; i < padded; i += group_depth) {
                 uint16_t* const out = const_cast<uint16_t*>(to.bf16) + row * depth + i;
                 const GroupOf32 group = load_group(x + i, inputs - i);
                 store_bf16(out, group.low), store_bf16(out + 16, group.high);
             }
             break;
         case Activations::int8:
-            prepare_int8(x, inputs, groups, scales + row * groups, digits + row * depth, sums + row * groups);
+            prepare_int8(x, inputs, groups, scales + row * groups_of_row, digits + row * depth,
+                         sums + row * groups_of_row);
             break;
         case Activations::int8_row:
-            prepare_int8_row(x, inputs, groups, scales + row, digits + row * depth, sums + row * groups);
+            prepare_int8_row(x, inputs, groups, scales + row, digits + row * depth, sums + row * groups_of_row);
             break;
         case Activations::int8x2:
-            prepare_int8x2(x, inputs, groups, scales + row * groups, digits + 2 * row * depth, sums + 2 * row * groups);
+            prepare_int8x2(x, inputs, groups, groups_of_row, scales + row * groups_of_row, digits + 2 * row * depth,
+                           sums + 2 * row * groups_of_row);
             break;
     }
 }

@@ -19,7 +19,8 @@ struct Fp32Weights {
     STRETTO_INLINE void widen_row(const Rows& x, int64_t row, int64_t input, float* to) {
         for (int64_t i = 0; i < group_depth; i += 16) store(to + i, load(x.fp32 + row * x.depth + input + i));
     }
-    template <int parity> STRETTO_INLINE F32 at(const uint8_t* group, int pair, int half) {
+    template <int parity>
+    STRETTO_INLINE F32 at(const uint8_t* group, int pair, int half) {
         return load(reinterpret_cast<const float*>(group) + (2 * pair + parity) * panel_width + 16 * half);
     }
 };
@@ -30,7 +31,8 @@ struct Bf16Weights {
     STRETTO_INLINE void widen_row(const Rows& x, int64_t row, int64_t input, float* to) {
         for (int64_t i = 0; i < group_depth; i += 16) store(to + i, load_bf16(x.bf16 + row * x.depth + input + i));
     }
-    template <int parity> STRETTO_INLINE F32 at(const uint8_t* group, int pair, int half) {
+    template <int parity>
+    STRETTO_INLINE F32 at(const uint8_t* group, int pair, int half) {
         const I32 both = load_i(reinterpret_cast<const int32_t*>(group) + pair * panel_width + 16 * half);
         return as_float(parity == 0 ? shift_left<16>(both) : and_i(both, all_i(static_cast<int32_t>(0xffff0000))));
     }
@@ -80,12 +82,14 @@ void float_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int
 constexpr int digits_of(Activations a) { return a == Activations::int8x2 ? 2 : 1; }
 
 // A row's scale for a group.
-template <Activations activations> STRETTO_INLINE float scale_at(const Rows& x, int64_t row, int64_t group) {
+template <Activations activations>
+STRETTO_INLINE float scale_at(const Rows& x, int64_t row, int64_t group) {
     return activations == Activations::int8_row ? x.scales[row] : x.scales[row * (x.depth / group_depth) + group];
 }
 
 // A row's product with a group from the products of its digits.
-template <Activations activations> STRETTO_INLINE I32 join_digits(const I32* products) {
+template <Activations activations>
+STRETTO_INLINE I32 join_digits(const I32* products) {
     return activations == Activations::int8x2 ? add_i(shift_left<8>(products[0]), products[1]) : products[0];
 }
 
@@ -97,14 +101,18 @@ STRETTO_INLINE __m256i broadcast(const void* four_bytes) {
 
 // vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs, and
 // bytes 1 and 3: `even` and `odd` of what holds 4 inputs each of 8 outputs, or of a row's 8 times 4 digits.
-struct PairsOfBytes { __m256i even, odd; };
+struct PairsOfBytes {
+    __m256i even, odd;
+};
 
 STRETTO_INLINE PairsOfBytes pairs_of_weights(const uint8_t* eight_outputs) {
     const __m256i both = load_256(eight_outputs);
     return {_mm256_and_si256(both, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(both, 8)};
 }
 
-struct DigitsOfGroup { alignas(32) int32_t even[8], odd[8]; };
+struct DigitsOfGroup {
+    alignas(32) int32_t even[8], odd[8];
+};
 
 STRETTO_INLINE void pairs_of_digits(const int8_t* digits, DigitsOfGroup& to) {
     const __m256i both = load_256(digits);
@@ -232,11 +240,16 @@ template <int rows>
 void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
     constexpr int rows_of_two = rows <= most_digit_rows / 2 ? rows : 1;
     switch (p.matrix->activations) {
-        case Activations::fp32: return float_tile<Fp32Weights, rows>(p, panel, row, first, last, sums);
-        case Activations::bf16: return float_tile<Bf16Weights, rows>(p, panel, row, first, last, sums);
-        case Activations::int8: return byte_tile<Activations::int8, rows>(p, panel, row, first, last, sums);
-        case Activations::int8_row: return byte_tile<Activations::int8_row, rows>(p, panel, row, first, last, sums);
-        case Activations::int8x2: return byte_tile<Activations::int8x2, rows_of_two>(p, panel, row, first, last, sums);
+        case Activations::fp32:
+            return float_tile<Fp32Weights, rows>(p, panel, row, first, last, sums);
+        case Activations::bf16:
+            return float_tile<Bf16Weights, rows>(p, panel, row, first, last, sums);
+        case Activations::int8:
+            return byte_tile<Activations::int8, rows>(p, panel, row, first, last, sums);
+        case Activations::int8_row:
+            return byte_tile<Activations::int8_row, rows>(p, panel, row, first, last, sums);
+        case Activations::int8x2:
+            return byte_tile<Activations::int8x2, rows_of_two>(p, panel, row, first, last, sums);
     }
 }
 
@@ -244,9 +257,13 @@ int64_t tile_rows(const Matrix& m) { return most_digit_rows / digits_of(m.activa
 
 void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums) {
     switch (rows) {
-        case 1: return tile_of<1>(p, panel, row, first, last, sums);
-        case 2: return tile_of<2>(p, panel, row, first, last, sums);
-        case 3: return tile_of<3>(p, panel, row, first, last, sums);
-        case 4: return tile_of<4>(p, panel, row, first, last, sums);
+        case 1:
+            return tile_of<1>(p, panel, row, first, last, sums);
+        case 2:
+            return tile_of<2>(p, panel, row, first, last, sums);
+        case 3:
+            return tile_of<3>(p, panel, row, first, last, sums);
+        case 4:
+            return tile_of<4>(p, panel, row, first, last, sums);
     }
 }

@@ -1,11 +1,13 @@
 // Products of a few rows with a panel's groups, for any machine. A group's weights are unpacked to fp32
-// [input][output], once for all rows of the tile, and so are digits: whole numbers, whose products with a group stay below 2^24 and are
-// exact in fp32 as well. One loop serves every layout. Included inside the generic path's namespace.
+// [input][output], once for all rows of the tile, and so are digits: whole numbers, whose products with a group stay
+// below 2^24 and are exact in fp32 as well. One loop serves every layout. Included inside the generic path's namespace.
 
 #if defined(__GNUC__)
 typedef float Four __attribute__((vector_size(16)));  // becomes the vectors of the machine, whatever they are
 #else
-struct Four { float v[4]; };
+struct Four {
+    float v[4];
+};
 STRETTO_INLINE Four operator+(Four a, Four b) {
     return {a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]};
 }
@@ -89,10 +91,18 @@ static void unpack(const Matrix& m, int64_t panel, int64_t group, Group& to) {
     const int64_t index = panel * (m.depth / group_depth) + group;
     const auto* const from = static_cast<const uint8_t*>(m.weights) + index * packed_bytes(m.layout, 1, group_depth);
     switch (m.layout) {
-        case WeightLayout::fp32: std::memcpy(to, from, sizeof to); break;
-        case WeightLayout::bf16: unpack_bf16(from, to); break;
-        case WeightLayout::int8: unpack_int8(from, to); break;
-        case WeightLayout::int4: unpack_int4(from, m.zeros ? m.zeros + index * panel_width : nullptr, to); break;
+        case WeightLayout::fp32:
+            std::memcpy(to, from, sizeof to);
+            break;
+        case WeightLayout::bf16:
+            unpack_bf16(from, to);
+            break;
+        case WeightLayout::int8:
+            unpack_int8(from, to);
+            break;
+        case WeightLayout::int4:
+            unpack_int4(from, m.zeros ? m.zeros + index * panel_width : nullptr, to);
+            break;
     }
 }
 
@@ -151,7 +161,9 @@ static void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int
         unpack(*p.matrix, panel, group, weights);
         if (bytes) unpack_scales(*p.matrix, panel, group, scales);
         for (int64_t r = 0; r < rows; ++r)
-            if (bytes) add_digits(p, weights, scales, row + r, group, sums[r]);
-            else add_floats(p, weights, row + r, group, sums[r]);
+            if (bytes)
+                add_digits(p, weights, scales, row + r, group, sums[r]);
+            else
+                add_floats(p, weights, row + r, group, sums[r]);
     }
 }

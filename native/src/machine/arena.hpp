@@ -41,7 +41,8 @@ private:
     std::size_t mapped_ = 0;
 };
 
-// Memory that is handed out piece by piece and given back as a whole. Pieces lie behind one another, so that huge pages are full.
+// Memory that is handed out piece by piece and given back as a whole. Pieces lie behind one another, so that huge pages
+// are full.
 class Arena {
 public:
     // Zeroed memory at a border of 4096 bytes; throws std::bad_alloc.

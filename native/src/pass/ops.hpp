@@ -29,7 +29,7 @@ struct Norm {
 
 // hidden = embedding of each row's token (negative tokens keep what lies there) times factor, plus its position's.
 struct Embed : Op {
-    const void* table;                // [vocabulary][width], bf16 or fp32; null: the rows of `head`
+    const void* table;  // [vocabulary][width], bf16 or fp32; null: the rows of `head`
     const Matrix* head;
     bool bf16;
     int64_t width;

@@ -36,6 +36,13 @@ int Program::buffer(int64_t width) {
 
 PackedMatrix* Program::matrix(WeightLayout layout, Activations activations, int64_t panels, int64_t inputs,
                               int shards) {
+    const bool integers = layout == WeightLayout::int8 || layout == WeightLayout::int4;
+    const bool read_as_stored = static_cast<int>(layout) == static_cast<int>(activations);
+    if (integers ? activations < Activations::int8 : !read_as_stored)
+        throw std::invalid_argument("no product of weights of layout " + std::to_string(static_cast<int>(layout)) +
+                                    " reads rows of kind " + std::to_string(static_cast<int>(activations)));
+    if (layout == WeightLayout::int4 && activations != Activations::int8)
+        throw std::invalid_argument("int4 weights read rows as int8 in groups, and nothing else");
     auto packed = std::make_unique<PackedMatrix>();
     Matrix& matrix = packed->matrix;
     matrix.layout = layout;
@@ -90,8 +97,7 @@ void Program::fill(PackedMatrix& packed, int64_t panel, int64_t outputs, const v
             const int64_t first = panel * panel_width * groups;
             pack_groups(static_cast<const uint16_t*>(scales), outputs, groups, number, number + 1, 0,
                         packed.group_scales + first);
-            if (zeros != nullptr)
-                pack_groups(zeros, outputs, groups, number, number + 1, 8, packed.zeros + first);
+            if (zeros != nullptr) pack_groups(zeros, outputs, groups, number, number + 1, 8, packed.zeros + first);
         });
     });
 }

@@ -27,13 +27,19 @@ struct RowKernels {
     // out = row of a table of bf16 or fp32, times factor
     void (*embed_bf16)(const uint16_t* row, int64_t size, float factor, float* out);
     void (*embed_fp32)(const float* row, int64_t size, float factor, float* out);
-    // The `chosen` most probable of `count` experts: ids by probability (ties: the lower id), weights from the softmax over all,
-    // divided by the chosen ones' sum where `normalised`.
+    // The `chosen` most probable of `count` experts: ids by probability (ties: the lower id), weights from the softmax
+    // over all, divided by the chosen ones' sum where `normalised`.
     void (*route)(const float* logits, int64_t count, int64_t chosen, bool normalised, int32_t* ids, float* weights);
 };
 
-namespace generic { extern const RowKernels row_kernels; }
-namespace avx2 { extern const RowKernels row_kernels; }
-namespace avx512 { extern const RowKernels row_kernels; }
+namespace generic {
+extern const RowKernels row_kernels;
+}
+namespace avx2 {
+extern const RowKernels row_kernels;
+}
+namespace avx512 {
+extern const RowKernels row_kernels;
+}
 
 }  // namespace stretto

@@ -19,7 +19,8 @@ STRETTO_INLINE void along(int64_t size, float* out, Op op, const In*... in) {
 STRETTO_INLINE F32 first(int64_t n, F32 a) { return select(mask_of((1u << n) - 1), a, zero()); }
 
 // The sum of op(x[i]) in one order for each size: four sums of 16 lanes hide the latency of the additions.
-template <class Op> STRETTO_INLINE float sum_along(int64_t size, const float* x, Op op) {
+template <class Op>
+STRETTO_INLINE float sum_along(int64_t size, const float* x, Op op) {
     F32 a = zero(), b = a, c = a, d = a;
     int64_t i = 0;
     for (; i + 64 <= size; i += 64) {
@@ -73,16 +74,15 @@ void scale(float* x, float factor, int64_t size) {
 }
 
 STRETTO_FUNCTION F32 silu(F32 x) { return div(x, add(all(1.0f), exp(neg(x)))); }
-STRETTO_FUNCTION F32 gelu(F32 x) {
-    return mul(mul(all(0.5f), x), add(all(1.0f), erf(mul(x, all(0.707106781f)))));
-}
+STRETTO_FUNCTION F32 gelu(F32 x) { return mul(mul(all(0.5f), x), add(all(1.0f), erf(mul(x, all(0.707106781f))))); }
 STRETTO_FUNCTION F32 gelu_tanh(F32 x) {
     const F32 cubic = fma(mul(mul(x, x), x), all(0.044715f), x);
     return mul(mul(all(0.5f), x), add(all(1.0f), tanh(mul(all(0.797884561f), cubic))));
 }
 STRETTO_FUNCTION F32 relu(F32 x) { return max(zero(), x); }  // of NaN the second, NaN
 
-template <class Act> STRETTO_INLINE void gated(const float* gate, const float* up, int64_t size, float* out, Act act) {
+template <class Act>
+STRETTO_INLINE void gated(const float* gate, const float* up, int64_t size, float* out, Act act) {
     if (up) {
         along(size, out, [=](F32 g, F32 u) { return mul(act(g), u); }, gate, up);
     } else {
@@ -92,10 +92,14 @@ template <class Act> STRETTO_INLINE void gated(const float* gate, const float* u
 
 STRETTO_KERNEL void activate(Activation activation, const float* gate, const float* up, int64_t size, float* out) {
     switch (activation) {
-    case Activation::silu: return gated(gate, up, size, out, [](F32 x) { return silu(x); });
-    case Activation::gelu: return gated(gate, up, size, out, [](F32 x) { return gelu(x); });
-    case Activation::gelu_tanh: return gated(gate, up, size, out, [](F32 x) { return gelu_tanh(x); });
-    case Activation::relu: return gated(gate, up, size, out, [](F32 x) { return relu(x); });
+        case Activation::silu:
+            return gated(gate, up, size, out, [](F32 x) { return silu(x); });
+        case Activation::gelu:
+            return gated(gate, up, size, out, [](F32 x) { return gelu(x); });
+        case Activation::gelu_tanh:
+            return gated(gate, up, size, out, [](F32 x) { return gelu_tanh(x); });
+        case Activation::relu:
+            return gated(gate, up, size, out, [](F32 x) { return relu(x); });
     }
 }
 
@@ -166,7 +170,7 @@ void route(const float* logits, int64_t count, int64_t chosen, bool normalised, 
 
 }  // namespace
 
-const RowKernels row_kernels = {rms_norm, layer_norm, add_row, add_scaled, scale, activate,
+const RowKernels row_kernels = {rms_norm, layer_norm, add_row,    add_scaled, scale, activate,
                                 softcap,  rotate,     embed_bf16, embed_fp32, route};
 
 }  // namespace stretto::STRETTO_PATH

@@ -77,3 +77,20 @@ class Lane:
         target = torch.tensor(list(moves), dtype=torch.int64, device=device)
         for tensor in self._tensors:
             tensor.index_copy_(self._axis, target, tensor.index_select(self._axis, source))
+
+
+def read_rows(storage: LaneStorage, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return copies of the keys and values in ``slots``, [layers, len(slots), kv_heads, head_size], in any layout."""
+    keys, values = storage.keys, storage.values
+    assert values is not None, f"lane {storage.spec.name} has no values"
+    place = torch.tensor(slots, dtype=torch.int64, device=keys.device)
+    if storage.spec.layout != "blocks":
+        return keys[:, place], values[:, place]
+    layers, count, heads, size = keys.shape
+    block, offset = place // BLOCK, place % BLOCK
+    pair = 2 if keys.element_size() == 2 else 1
+    inside = keys.view(layers, count // BLOCK, heads, size // pair, BLOCK, pair)
+    key = inside[:, block, :, :, offset].flatten(3)
+    inside = values.view(layers, count // BLOCK, heads, BLOCK // pair, size, pair)
+    value = inside[:, block, :, offset // pair, :, offset % pair]
+    return key.transpose(0, 1).contiguous(), value.transpose(0, 1).contiguous()
