@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from stretto.cli.progress import EverySecond
 from stretto.engine.llm import LLM
 from stretto.training.corpus import read_documents
 
@@ -39,9 +40,9 @@ def bits_per_byte(llm: LLM, documents: list[str]) -> float:
     return nats / math.log(2) / size
 
 
-def run(model: str, files: list[Path], *, limit: int | None, device: str, as_json: bool) -> None:
+def run(model: str, files: list[Path], *, limit: int | None, weights: str, device: str, as_json: bool) -> None:
     """Print bits per byte for each file."""
-    llm = LLM(model, device=device)
+    llm = LLM(model, weights=weights, device=device, progress=EverySecond())
     results: dict[str, float] = {}
     for path in files:
         results[path.name] = bits_per_byte(llm, read_documents(path)[:limit])

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
 from stretto.engine.llm import LLM, pick_device
@@ -15,7 +16,16 @@ from stretto.recipes.table import build_method
 
 
 def run(
-    prompt: str, *, model: str, method: str, device: str, params: dict[str, Any], stats: bool, as_json: bool
+    prompt: str,
+    *,
+    model: str,
+    method: str,
+    weights: str,
+    threads: int | None,
+    device: str,
+    params: dict[str, Any],
+    stats: bool,
+    as_json: bool,
 ) -> None:
     """Load the model, stream one completion to standard output. On a terminal the prompt is shown first, in bold."""
     try:
@@ -25,7 +35,7 @@ def run(
         pick_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    llm = LLM(model, method=method, device=device)
+    llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
     screen = sys.stdout.isatty()
     if screen and not as_json:
         print(f"\x1b[1m{prompt}\x1b[0m", end="", flush=True)

@@ -22,6 +22,9 @@ train_app = typer.Typer(help="Train an embedded model by its recipe.", no_args_i
 app.add_typer(train_app, name="train")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
+WeightsOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 
 
@@ -36,6 +39,8 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
     stats: Annotated[bool, typer.Option("--stats", help="Speed, seed and cache use on standard error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+    weights: WeightsOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Write on from a prompt, as it comes."""
@@ -43,7 +48,17 @@ def generate(
 
     text = prompt if prompt is not None else _piped()
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
-    run(text, model=model, method=method, device=device, params=params, stats=stats, as_json=as_json)
+    run(
+        text,
+        model=model,
+        method=method,
+        weights=weights,
+        threads=threads,
+        device=device,
+        params=params,
+        stats=stats,
+        as_json=as_json,
+    )
 
 
 @app.command(name="eval")
@@ -51,13 +66,14 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
     files: Annotated[list[Path], typer.Argument(help="JSON Lines files of documents, plain or .xz.")],
     limit: Annotated[int | None, typer.Option(help="Only so many documents of each file.", min=1)] = None,
+    weights: WeightsOption = "auto",
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Measure bits per byte of a model on files of text."""
     from stretto.cli.evaluate import run
 
-    run(model, files, limit=limit, device=device, as_json=as_json)
+    run(model, files, limit=limit, weights=weights, device=device, as_json=as_json)
 
 
 @app.command()

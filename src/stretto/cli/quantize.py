@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
+from stretto.cli.progress import EverySecond
 from stretto.models.quantize import quantize
 
 
 def run(model: str, out: Path, *, weights: str) -> None:
     """Write the folder; say once a second how far it is."""
     print(f"{out}: {quantize(model, out, weights, EverySecond())}", file=sys.stderr)
-
-
-class EverySecond:
-    """Progress on standard error, a line a second."""
-
-    def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said >= 1 and done < total:
-            self._said = now
-            left = (now - self._began) * (total - done) / done
-            print(f"{done / 1e9:.2f} of {total / 1e9:.2f} G weights, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -37,9 +37,9 @@ class LLM:
     ``model``: an embedded name, a checkpoint folder or a hub id. ``dtype``: precision of activations and cache,
     ``weights``: format of the matrices (``auto`` keeps the checkpoint's own, fp16 is widened to fp32).
     ``device``: ``cpu``, ``cuda`` or ``auto`` (the CPU, until the GPU has kernels of its own). ``method``: the default
-    decoding method. ``threads``: for the whole process (default: PyTorch's
-    choice, one per core). ``cache_tokens``: positions that the cache holds
-    (default: a share of the free memory). ``max_rows``: row budget of a step.
+    decoding method. ``threads``: for the whole process (default: PyTorch's choice, one per core). ``cache_tokens``:
+    positions that the cache holds (default: a share of the free memory). ``max_rows``: row budget of a step.
+    ``progress``: called with the number of weights loaded and of all.
 
     Raises ``ValueError`` for arguments, ``FileNotFoundError`` and ``ValueError`` for checkpoints, saying what to do.
     """
@@ -56,6 +56,7 @@ class LLM:
         threads: int | None = None,
         cache_tokens: int | None = None,
         max_rows: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if draft is not None:
             raise ValueError(f"draft={draft!r}: no method of this version drafts with a second model; leave it out")
@@ -70,7 +71,7 @@ class LLM:
             native.notice_once()
         folder = Path(resolve(str(model)))
         self.name = str(model)
-        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where)
+        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where, progress=progress)
         self.tokenizer = Tokenizer.load(folder)
         bytes_per_token = sum(lane.bytes_per_token() for lane in self.model.lanes)
         free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else None
