@@ -9,6 +9,9 @@
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace stretto {
 namespace {
@@ -29,9 +32,50 @@ long process_id() noexcept {
 #endif
 }
 
+#if defined(__linux__)
+
+// The cores that this process may run on.
+std::vector<int> cores() {
+    std::vector<int> found;
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return found;
+    for (int core = 0; core < CPU_SETSIZE; core++)
+        if (CPU_ISSET(core, &set)) found.push_back(core);
+    return found;
+}
+
+int core_now() { return sched_getcpu(); }
+
+// Ties the calling thread; without effect where the system refuses.
+void tie_to(int core) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+#else
+
+std::vector<int> cores() { return {}; }
+int core_now() { return -1; }
+void tie_to(int) {}
+
+#endif
+
 // A thread that waits this long (some 20 microseconds) waits for one that the system has taken off its core; its own
 // core may be what that one needs.
-constexpr int patience = 400;
+constexpr int patience = 10000;
+
+template <class Condition>
+void wait_until(Condition&& met) {
+    for (int spins = 0; !met();) {
+        if (++spins < patience) {
+            pause();
+        } else {
+            std::this_thread::yield();
+        }
+    }
+}
 
 }  // namespace
 
@@ -49,13 +93,7 @@ void Worker::barrier() {
         m.generation.store(generation + 1, std::memory_order_release);
         return;
     }
-    for (int spins = 0; m.generation.load(std::memory_order_acquire) == generation;) {
-        if (++spins < patience) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
-    }
+    wait_until([&] { return m.generation.load(std::memory_order_acquire) != generation; });
 }
 
 Pool& Pool::instance() {
@@ -67,7 +105,7 @@ Pool::~Pool() {
     if (process_ == process_id()) {
         stop();
     } else {
-        for (std::thread& thread : threads_) thread.detach();  // a forked child has no such threads to join
+        for (auto& sleeper : sleepers_) sleeper->thread.detach();  // a forked child has no such threads to join
     }
 }
 
@@ -88,25 +126,33 @@ void Pool::start() {
     while (static_cast<int>(scratch_.size()) < wanted_) scratch_.push_back(Block(scratch_bytes));
     ending_ = false;
     running_ = wanted_;
-    const uint32_t seen = work_.load();
-    for (int index = 1; index < wanted_; index++) threads_.emplace_back([this, index, seen] { serve(index, seen); });
+    const std::vector<int> available = cores();
+    const bool tied = wanted_ > 1 && static_cast<int>(available.size()) == wanted_;
+    for (int number = 0; number < (tied ? wanted_ : wanted_ - 1); number++) {
+        sleepers_.push_back(std::make_unique<Sleeper>());
+        Sleeper& sleeper = *sleepers_.back();
+        if (tied) sleeper.core = available[number];
+        sleeper.thread = std::thread([this, &sleeper] { serve(sleeper); });
+    }
 }
 
 void Pool::stop() {
-    if (threads_.empty()) return;
     ending_ = true;
-    work_.fetch_add(1, std::memory_order_release);
-    work_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
+    for (auto& sleeper : sleepers_) {
+        sleeper->calls.fetch_add(1, std::memory_order_release);
+        sleeper->calls.notify_one();
+        sleeper->thread.join();
+    }
+    sleepers_.clear();
 }
 
-void Pool::serve(int index, uint32_t seen) {
-    for (;;) {
-        work_.wait(seen, std::memory_order_acquire);
-        seen = work_.load(std::memory_order_acquire);
+void Pool::serve(Sleeper& sleeper) {
+    if (sleeper.core >= 0) tie_to(sleeper.core);
+    for (uint32_t seen = 0;;) {
+        sleeper.calls.wait(seen, std::memory_order_acquire);
+        seen = sleeper.calls.load(std::memory_order_acquire);
         if (ending_) return;
-        Worker worker(meeting_, index, scratch_[index].data());
+        Worker worker(meeting_, sleeper.index, scratch_[sleeper.index].data());
         call_(context_, worker);
         done_.fetch_add(1, std::memory_order_release);
     }
@@ -117,8 +163,7 @@ void Pool::run_erased(Call call, void* context) {
     if (running_ != 0 && process_ != process_id())
         throw std::runtime_error(
             "the native kernels were used before this process was forked, and their threads do not live in the child; "
-            "load the "
-            "model in the child, or start processes with multiprocessing's 'spawn'");
+            "load the model in the child, or start processes with multiprocessing's 'spawn'");
     if (running_ != wanted_) start();
     // Every pass begins at turn 0; an odd number of turns may have ended the last one.
     for (auto& counters : meeting_.counters)
@@ -126,19 +171,17 @@ void Pool::run_erased(Call call, void* context) {
     call_ = call;
     context_ = context;
     done_.store(0, std::memory_order_relaxed);
-    if (running_ > 1) {
-        work_.fetch_add(1, std::memory_order_release);
-        work_.notify_all();
+    const int here = core_now();
+    int index = 1;
+    for (auto& sleeper : sleepers_) {
+        if (index == running_ || (here >= 0 && sleeper->core == here)) continue;
+        sleeper->index = index++;
+        sleeper->calls.fetch_add(1, std::memory_order_release);
+        sleeper->calls.notify_one();
     }
     Worker worker(meeting_, 0, scratch_[0].data());
     call(context, worker);
-    for (int spins = 0; done_.load(std::memory_order_acquire) != running_ - 1;) {
-        if (++spins < patience) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
-    }
+    wait_until([&] { return done_.load(std::memory_order_acquire) == running_ - 1; });
 }
 
 }  // namespace stretto

@@ -68,6 +68,9 @@ private:
 
 constexpr std::size_t scratch_bytes = 1 << 20;
 
+// Where there are as many threads as cores, each sleeping thread is tied to a core of its own, and the one that shares
+// the caller's core at the start of a pass sits it out: beside other busy processes the system might else leave two of
+// ours on one core. The calling thread is never tied.
 class Pool {
 public:
     // The pool of this process. Threads start with the first pass.
@@ -89,22 +92,28 @@ public:
 
 private:
     using Call = void (*)(void* context, Worker& worker);
+    struct alignas(64) Sleeper {
+        std::atomic<uint32_t> calls{0};  // rises with every pass that it takes part in; it sleeps on it
+        int index = 0;                   // its number in the pass
+        int core = -1;                   // that it is tied to
+        std::thread thread;
+    };
+
     void run_erased(Call call, void* context);
     void start();
     void stop();
-    void serve(int index, uint32_t seen);
+    void serve(Sleeper& sleeper);
 
     std::mutex mutex_;
-    std::vector<std::thread> threads_;
+    std::vector<std::unique_ptr<Sleeper>> sleepers_;
     std::vector<Block> scratch_;
     Meeting meeting_;
-    alignas(64) std::atomic<uint32_t> work_{0};  // rises with every pass; threads sleep on it
     alignas(64) std::atomic<int> done_{0};
     Call call_ = nullptr;
     void* context_ = nullptr;
-    bool ending_ = false;
+    std::atomic<bool> ending_{false};
     int wanted_ = 1;
-    int running_ = 0;  // threads started, the calling one included; 0: none yet
+    int running_ = 0;  // threads of a pass, the calling one included; 0: none started yet
     long process_ = 0;
 };
 
