@@ -22,7 +22,7 @@ struct Steps {
 
     void store_scales(float digits, float* scales, int64_t n) {
         const F32 a = load(largest);
-        const Mask small = less(a, all(1e-30f));
+        const Mask small = less(a, all(0x1p-100f));
         store(scales, select(small, zero(), div(a, all(digits))), n);
         store(per_unit, select(small, zero(), div(all(digits), a)));
     }
