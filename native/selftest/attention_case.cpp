@@ -78,7 +78,8 @@ void Lane::fill(const Kernels& kernels, int64_t slot, Random& random) {
 std::vector<Entry> ViewCase::entries() const {
     std::vector<Entry> all;
     for (const Span& span : spans)
-        for (size_t i = 0; i < span.slots.size(); ++i) all.push_back({span.slots[i], span.start + static_cast<int64_t>(i), by_all});
+        for (size_t i = 0; i < span.slots.size(); ++i)
+            all.push_back({span.slots[i], span.start + static_cast<int64_t>(i), by_all});
     all.insert(all.end(), extras.begin(), extras.end());
     return all;
 }
@@ -103,7 +104,8 @@ int64_t PassCase::groups() const {
     return largest / group_lanes + 1;
 }
 
-Attend attend(const Lane& lane, const PassCase&, const AttentionPlan& plan, const Call& call, Buffer<float>& out, int64_t out_stride) {
+Attend attend(const Lane& lane, const PassCase&, const AttentionPlan& plan, const Call& call, Buffer<float>& out,
+              int64_t out_stride) {
     Attend attend{};
     attend.plan = &plan;
     attend.storage = lane.storage();

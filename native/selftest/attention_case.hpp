@@ -65,15 +65,15 @@ struct PassCase {
     std::vector<int64_t> index;  // of the pass's rows
     AttentionPlan plan() const;
     int64_t rows() const { return static_cast<int64_t>(index.size()); }
-    int64_t groups() const;      // that its entries touch, from 0 on
+    int64_t groups() const;  // that its entries touch, from 0 on
 };
 
 // What a call adds to a pass; `bias`, `mass` and `partial` belong to passes of one view.
 struct Call {
-    Buffer<float> query;         // [rows][width]
+    Buffer<float> query;  // [rows][width]
     float scale = 1.0f, cap = 0.0f;
     int64_t window = 0;
-    Buffer<float> bias;          // [rows][bias_heads][entries], or empty
+    Buffer<float> bias;  // [rows][bias_heads][entries], or empty
     int64_t bias_heads = 1;
 };
 
@@ -90,8 +90,8 @@ struct Exact {
         std::vector<double> out, allowed;
     };
     std::vector<Group> groups;
-    std::vector<double> out, allowed;          // [size]
-    std::vector<double> mass, mass_allowed;    // [entries]
+    std::vector<double> out, allowed;        // [size]
+    std::vector<double> mass, mass_allowed;  // [entries]
     double top_allowed = 0;
 };
 Exact exact(const Lane&, const PassCase&, const ViewCase&, const Call&, int64_t row_of_view, int64_t head);

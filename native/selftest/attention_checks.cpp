@@ -41,7 +41,8 @@ void add_view(PassCase& pass, Lane& lane, Kind kind, int64_t length, int64_t row
         const int64_t start = random.below(length + 1);
         view.spans.push_back({start, lane.place(start, random.between(0, 50), 3)});
         random.shuffle(view.extras);
-        for (int64_t i = pass.rows() - rows; i < pass.rows(); ++i) pass.index[static_cast<size_t>(i)] = random.below(length + 60);
+        for (int64_t i = pass.rows() - rows; i < pass.rows(); ++i)
+            pass.index[static_cast<size_t>(i)] = random.below(length + 60);
     }
     pass.views.push_back(std::move(view));
 }
@@ -63,10 +64,10 @@ Call random_call(const Lane& lane, const PassCase& pass, Random& random) {
 }
 
 std::string describe(const Lane& lane, const PassCase& pass, const Call& call) {
-    return lane.shape.name() + text(", %zu views, %lld rows, first with %zu entries, cap %g, window %lld%s", pass.views.size(),
-                                    static_cast<long long>(pass.rows()), pass.views[0].entries().size(),
-                                    static_cast<double>(call.cap), static_cast<long long>(call.window),
-                                    call.bias.size() > 0 ? ", bias" : "");
+    return lane.shape.name() + text(", %zu views, %lld rows, first with %zu entries, cap %g, window %lld%s",
+                                    pass.views.size(), static_cast<long long>(pass.rows()),
+                                    pass.views[0].entries().size(), static_cast<double>(call.cap),
+                                    static_cast<long long>(call.window), call.bias.size() > 0 ? ", bias" : "");
 }
 
 struct Checks {
@@ -74,8 +75,8 @@ struct Checks {
 };
 
 // Partial results, group by group, and what merging them gives.
-void check_partial(const Kernels& kernels, const Checks& checks, const Lane& lane, const PassCase& pass, const Call& call,
-                   const Buffer<float>& whole, int64_t stride, Random& random) {
+void check_partial(const Kernels& kernels, const Checks& checks, const Lane& lane, const PassCase& pass,
+                   const Call& call, const Buffer<float>& whole, int64_t stride, Random& random) {
     const ViewCase& view = pass.views[0];
     const int64_t size = lane.shape.size, groups = pass.groups(), each = 2 + size, heads = lane.shape.heads();
     const AttentionPlan plan = pass.plan();
@@ -95,11 +96,13 @@ void check_partial(const Kernels& kernels, const Checks& checks, const Lane& lan
             for (int64_t g = 0; g < groups; ++g) {
                 const float* const got = of_row + g * each;
                 const Exact::Group& group = want.groups[static_cast<size_t>(g)];
-                checks.partial.near(got[0], static_cast<double>(static_cast<float>(group.top)), want.top_allowed + std::fabs(group.top) * 0x1p-22);
+                checks.partial.near(got[0], static_cast<double>(static_cast<float>(group.top)),
+                                    want.top_allowed + std::fabs(group.top) * 0x1p-22);
                 const double factor = std::exp(got[0] - group.top);  // to what the exact maximum would have given
                 checks.partial.near(got[1] * factor, group.sum, group.sum * group.share);
                 for (int64_t d = 0; d < size; ++d)
-                    checks.partial.near(got[2 + d] * factor, group.out[static_cast<size_t>(d)], group.allowed[static_cast<size_t>(d)]);
+                    checks.partial.near(got[2 + d] * factor, group.out[static_cast<size_t>(d)],
+                                        group.allowed[static_cast<size_t>(d)]);
             }
         }
 }
@@ -129,11 +132,13 @@ void check_pass(const Kernels& kernels, const Checks& checks, const Lane& lane, 
                     checks.values.near(got[d], want.out[static_cast<size_t>(d)], want.allowed[static_cast<size_t>(d)]);
                 if (!weighed) continue;
                 of_group.resize(want.mass.size()), allowed.resize(want.mass.size());
-                for (size_t e = 0; e < want.mass.size(); ++e) of_group[e] += want.mass[e], allowed[e] += want.mass_allowed[e];
+                for (size_t e = 0; e < want.mass.size(); ++e)
+                    of_group[e] += want.mass[e], allowed[e] += want.mass_allowed[e];
                 if ((head + 1) % shape.group != 0) continue;
                 const float* const sums = mass.data() + (row * shape.kv_heads + head / shape.group) * entries;
                 for (size_t e = 0; e < of_group.size(); ++e)
-                    checks.mass.near(sums[e], of_group[e], allowed[e] + of_group[e] * static_cast<double>(shape.group) * half_ulp);
+                    checks.mass.near(sums[e], of_group[e],
+                                     allowed[e] + of_group[e] * static_cast<double>(shape.group) * half_ulp);
                 of_group.clear(), allowed.clear();
             }
         }
@@ -144,15 +149,16 @@ void check_pass(const Kernels& kernels, const Checks& checks, const Lane& lane, 
 }  // namespace
 
 void check_attention(const Kernels& kernels, Random random, Effort effort, Report& report) {
-    const Checks checks{report.check("attention: values"), report.check("attention: mass"), report.check("attention: partial results"),
-                        report.check("attention: merged partial results")};
+    const Checks checks{report.check("attention: values"), report.check("attention: mass"),
+                        report.check("attention: partial results"), report.check("attention: merged partial results")};
     for (int64_t i = 0; i < effort.of(64); ++i) {
         Lane lane(random_heads(random), 420, random);
         PassCase pass;
         const int64_t views = random.one_in(2) ? 1 : random.between(2, 5);
         for (int64_t view = 0; view < views; ++view) {
             const int64_t length = random.one_in(5) ? 0 : random.below(random.one_in(3) ? 700 : 150);
-            add_view(pass, lane, static_cast<Kind>(random.below(kinds)), length, random.between(1, random.one_in(5) ? 40 : 6), random);
+            add_view(pass, lane, static_cast<Kind>(random.below(kinds)), length,
+                     random.between(1, random.one_in(5) ? 40 : 6), random);
             fill_all(kernels, lane, pass.views.back(), random);
         }
         check_pass(kernels, checks, lane, pass, random);

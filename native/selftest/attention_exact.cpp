@@ -14,7 +14,8 @@ struct Seen {
 };
 
 // The entries that a row sees, with their scores.
-std::vector<Seen> seen_by(const Lane& lane, const PassCase& pass, const ViewCase& view, const Call& call, int64_t row, int64_t head) {
+std::vector<Seen> seen_by(const Lane& lane, const PassCase& pass, const ViewCase& view, const Call& call, int64_t row,
+                          int64_t head) {
     const HeadShape& shape = lane.shape;
     const int64_t kv_head = head / shape.group;
     const float* query = call.query.data() + (view.first + row) * shape.width() + head * shape.size;
@@ -41,7 +42,8 @@ std::vector<Seen> seen_by(const Lane& lane, const PassCase& pass, const ViewCase
             score += product, size += std::fabs(product);
         }
         double off = size * (2.0 * static_cast<double>(shape.size) + 2.0) * half_ulp;
-        if (call.cap > 0) off += (4 * call.cap + 2 * std::fabs(score)) * half_ulp, score = call.cap * std::tanh(score / call.cap);
+        if (call.cap > 0)
+            off += (4 * call.cap + 2 * std::fabs(score)) * half_ulp, score = call.cap * std::tanh(score / call.cap);
         off += (std::fabs(score) + std::fabs(bias)) * half_ulp;
         seen.push_back({e, entry, score + bias, off});
     }
@@ -66,7 +68,8 @@ Exact exact(const Lane& lane, const PassCase& pass, const ViewCase& view, const 
     }
     for (Exact::Group& group : result.groups) group.out.resize(static_cast<size_t>(size)), group.allowed = group.out;
     // Sums and merges round once for each entry and a few times for each group.
-    const double adding = (static_cast<double>(seen.size()) + 8.0 * static_cast<double>(result.groups.size()) + 16.0) * half_ulp;
+    const double adding =
+        (static_cast<double>(seen.size()) + 8.0 * static_cast<double>(result.groups.size()) + 16.0) * half_ulp;
     double sum = 0, sum_off = 0;
     std::vector<double> off(static_cast<size_t>(size));
     for (const Seen& s : seen) {

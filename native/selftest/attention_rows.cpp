@@ -1,5 +1,5 @@
-// A row's attention has the same bits alone and in company, in place and in scratch slots, as a tree and as a prompt, over
-// any pieces and threads; and what it does not see may be NaN.
+// A row's attention has the same bits alone and in company, in place and in scratch slots, as a tree and as a prompt,
+// over any pieces and threads; and what it does not see may be NaN.
 #include <algorithm>
 #include <cmath>
 
@@ -11,7 +11,12 @@ namespace {
 // One text: keys and values by position, and queries of its last rows.
 struct Text {
     Text(const HeadShape& shape, int64_t length, int64_t rows, Random& random)
-        : shape(shape), length(length), rows(rows), keys(length * shape.kv_width()), values(keys), query(rows * shape.width()) {
+        : shape(shape),
+          length(length),
+          rows(rows),
+          keys(length * shape.kv_width()),
+          values(keys),
+          query(rows * shape.width()) {
         for (float& x : keys) x = random.normal();
         for (float& x : values) x = random.normal();
         for (float& x : query) x = random.normal();
@@ -48,8 +53,8 @@ public:
         kernels_.attention.write(lane.storage(), slots[static_cast<size_t>(position)], nan.data(), nan.data());
     }
 
-    // Rows first...first + rows - 1 of the text as a view that sees positions before `context` as spans and the rest singly;
-    // `every`: all of these from the first row on, as ancestors are seen.
+    // Rows first...first + rows - 1 of the text as a view that sees positions before `context` as spans and the rest
+    // singly; `every`: all of these from the first row on, as ancestors are seen.
     void add(PassCase& pass, int64_t first, int64_t rows, bool every) const {
         const int64_t index = text_.first() + first, context = every ? random_.between(0, index) : index;
         ViewCase view{pass.rows(), rows, false, {}, {}};
@@ -87,7 +92,8 @@ public:
 private:
     void write(int64_t position, int64_t slot) {
         const int64_t width = text_.shape.kv_width();
-        kernels_.attention.write(lane.storage(), slot, text_.keys.data() + position * width, text_.values.data() + position * width);
+        kernels_.attention.write(lane.storage(), slot, text_.keys.data() + position * width,
+                                 text_.values.data() + position * width);
     }
     const Kernels& kernels_;
     const Text& text_;
@@ -110,8 +116,10 @@ Buffer<float> whole(const Written& written, const Text& text, int threads, bool 
 
 void check_text(const Kernels& kernels, const Checks& checks, const Text& given, Random& random) {
     const int64_t width = given.shape.width(), rows = given.rows;
-    const std::string name = given.shape.name() + text(", %lld positions, %lld rows, cap %g, window %lld", static_cast<long long>(given.length),
-                                                       static_cast<long long>(rows), static_cast<double>(given.cap), static_cast<long long>(given.window));
+    const std::string name =
+        given.shape.name() + text(", %lld positions, %lld rows, cap %g, window %lld",
+                                  static_cast<long long>(given.length), static_cast<long long>(rows),
+                                  static_cast<double>(given.cap), static_cast<long long>(given.window));
     for (Check* check : {&checks.company, &checks.places, &checks.unseen, &checks.lost}) check->about(name);
 
     constexpr int64_t never = 1 << 30;
@@ -123,14 +131,16 @@ void check_text(const Kernels& kernels, const Checks& checks, const Text& given,
         const Buffer<float> one = in_place.run(pass, in_place.call(pass, row), 1, false);
         std::copy_n(one.data(), width, alone.data() + row * width);
     }
-    for (const int threads : {1, 2, 3, 40}) checks.company.same(whole(in_place, given, threads, threads == 2 || threads == 3), alone);
+    for (const int threads : {1, 2, 3, 40})
+        checks.company.same(whole(in_place, given, threads, threads == 2 || threads == 3), alone);
     PassCase slices;
     for (int64_t row = 0; row < rows;) {
         const int64_t size = random.between(1, rows - row);
         in_place.add(slices, row, size, random.one_in(2));
         row += size;
     }
-    checks.company.same(in_place.run(slices, in_place.call(slices, 0), static_cast<int>(random.between(1, 4)), false), alone);
+    checks.company.same(in_place.run(slices, in_place.call(slices, 0), static_cast<int>(random.between(1, 4)), false),
+                        alone);
 
     Written scattered(kernels, given, 2, random);
     checks.places.same(whole(scattered, given, 2, false), alone);
@@ -149,7 +159,8 @@ void check_text(const Kernels& kernels, const Checks& checks, const Text& given,
     const Buffer<float> marred = scattered.run(pass, call, 2, false);
     for (int64_t row = 0; row < rows; ++row) {
         if (row != lost) checks.lost.same(marred.data() + row * width, alone.data() + row * width, width);
-        for (int64_t i = 0; row == lost && i < width; ++i) checks.lost.that(std::isnan(marred[row * width + i]), "NaN from a query with NaN");
+        for (int64_t i = 0; row == lost && i < width; ++i)
+            checks.lost.that(std::isnan(marred[row * width + i]), "NaN from a query with NaN");
     }
     Written spoiled(kernels, given, 2, random);
     const int64_t position = random.one_in(2) ? given.first() + lost : random.below(given.length);
@@ -167,8 +178,10 @@ void check_text(const Kernels& kernels, const Checks& checks, const Text& given,
 }  // namespace
 
 void check_attention_rows(const Kernels& kernels, Random random, Effort effort, Report& report) {
-    const Checks checks{report.check("attention: rows alone and in company"), report.check("attention: in place, scattered and as trees"),
-                        report.check("attention: NaN that a row does not see"), report.check("attention: NaN of one row")};
+    const Checks checks{report.check("attention: rows alone and in company"),
+                        report.check("attention: in place, scattered and as trees"),
+                        report.check("attention: NaN that a row does not see"),
+                        report.check("attention: NaN of one row")};
     for (int64_t i = 0; i < effort.of(40); ++i) {
         const int64_t length = random.between(1, i % 4 == 0 ? 700 : 200);
         const int64_t rows = std::min(length, i % 8 == 0 ? random.between(30, 70) : random.between(1, 12));

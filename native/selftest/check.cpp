@@ -61,7 +61,8 @@ void Check::same(const float* got, const float* want, int64_t size) {
         ++count;
         if (bits != wanted && !(nan && want[i] != want[i]))
             fail(text("number %lld of %lld is %.9g (%08x), expected %.9g (%08x)", static_cast<long long>(i),
-                      static_cast<long long>(size), static_cast<double>(got[i]), bits, static_cast<double>(want[i]), wanted));
+                      static_cast<long long>(size), static_cast<double>(got[i]), bits, static_cast<double>(want[i]),
+                      wanted));
     }
 }
 

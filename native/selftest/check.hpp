@@ -16,24 +16,25 @@ namespace stretto::selftest {
 class Random {
 public:
     explicit Random(uint64_t seed) : state_(seed) {}
-    uint64_t bits();                                   // SplitMix64
+    uint64_t bits();  // SplitMix64
     int64_t below(int64_t n) { return static_cast<int64_t>(bits() % static_cast<uint64_t>(n)); }
     int64_t between(int64_t first, int64_t last) { return first + below(last - first + 1); }
     bool one_in(int64_t n) { return below(n) == 0; }
     float unit() { return static_cast<float>(static_cast<int64_t>(bits() >> 40) - (1 << 23)) / (1 << 23); }  // [-1, 1)
-    float normal();                                    // nearly: a sum of uniforms
+    float normal();  // nearly: a sum of uniforms
     Random fork() { return Random(bits()); }
     template <class T>
     void shuffle(std::vector<T>& items) {
-        for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
+        for (size_t i = items.size(); i > 1; --i)
+            std::swap(items[i - 1], items[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
     }
 
 private:
     uint64_t state_;
 };
 
-// 64-byte aligned, not a byte longer than asked: address sanitizers see what is read behind its end. Filled with bytes of
-// 0xff, which as fp32 and bf16 are NaN and as integers -1: what is read before it is written shows.
+// 64-byte aligned, not a byte longer than asked: address sanitizers see what is read behind its end. Filled with bytes
+// of 0xff, which as fp32 and bf16 are NaN and as integers -1: what is read before it is written shows.
 template <class T>
 class Buffer {
 public:
@@ -118,7 +119,7 @@ void shuffled(int64_t pieces, Random& random, Run&& run) {
 constexpr double half_ulp = 0x1p-24;  // of 1 in fp32: the relative error of one rounding
 
 float from_bf16(uint16_t bits);
-uint16_t to_bf16(float x);   // to nearest, halves to even; NaN stays NaN
+uint16_t to_bf16(float x);  // to nearest, halves to even; NaN stays NaN
 double from_f16(uint16_t bits);
 std::string text(const char* format, ...)
 #if defined(__GNUC__)

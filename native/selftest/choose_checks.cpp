@@ -44,8 +44,8 @@ void fill(Buffer<float>& scores, Random& random) {
     const float peak = kind == 1 ? 12.0f : 0.0f, scale = kind == 2 ? 1e-3f : kind == 3 ? 60.0f : 2.5f;
     for (float& score : scores) {
         score = scale * random.normal();
-        if (kind == 4) score = static_cast<float>(random.between(-3, 3));     // many are equal
-        if (kind == 5 && !random.one_in(20)) score = -INFINITY;               // nearly all forbidden
+        if (kind == 4) score = static_cast<float>(random.between(-3, 3));  // many are equal
+        if (kind == 5 && !random.one_in(20)) score = -INFINITY;            // nearly all forbidden
     }
     scores[random.below(scores.size())] += peak;
 }
@@ -58,12 +58,15 @@ void check_row(const ChooseKernels& kernels, const Checks& checks, const Buffer<
     const int64_t vocab = scores.size();
     const float temperatures[] = {0.0f, 1.0f, 0.3f, 0.01f, 1.7f, 25.0f, 1e-6f};
     const ChooseRow row{scores.data(), temperatures[random.below(7)], random.bits()};
-    const std::string name = text("%lld tokens, temperature %g", static_cast<long long>(vocab), static_cast<double>(row.temperature));
+    const std::string name =
+        text("%lld tokens, temperature %g", static_cast<long long>(vocab), static_cast<double>(row.temperature));
     for (Check* check : {&checks.choose, &checks.top, &checks.log_sum}) check->about(name);
     const std::vector<double> values = values_of(row, vocab);
     std::vector<int32_t> order;
     for (int32_t i = 0; i < vocab; ++i) order.push_back(i);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)]; });
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+        return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
+    });
     // The token wanted at a place, or one that is as good.
     const auto compare = [&](Check& check, const Chosen& got, size_t place) {
         const bool there = got.token >= 0 && got.token < vocab;
@@ -71,7 +74,8 @@ void check_row(const ChooseKernels& kernels, const Checks& checks, const Buffer<
         if (!there) return;
         const double want = values[static_cast<size_t>(order[place])], found = values[static_cast<size_t>(got.token)];
         const double tolerance = row.temperature == 0 ? 0 : close(want);
-        check.that(got.token == order[place] || (found != want && std::fabs(found - want) < tolerance), "the token of the largest value");
+        check.that(got.token == order[place] || (found != want && std::fabs(found - want) < tolerance),
+                   "the token of the largest value");
         check.near(got.value, want, tolerance);
     };
     Chosen one{-1, 0};
@@ -84,7 +88,8 @@ void check_row(const ChooseKernels& kernels, const Checks& checks, const Buffer<
     std::vector<Chosen> best(static_cast<size_t>(count), {-1, 0});
     kernels.top(row, vocab, count, best.data(), &found);
     checks.top.near(static_cast<double>(found), static_cast<double>(std::min(count, allowed)), 0);
-    for (int64_t i = 0; i < std::min(found, count); ++i) compare(checks.top, best[static_cast<size_t>(i)], static_cast<size_t>(i));
+    for (int64_t i = 0; i < std::min(found, count); ++i)
+        compare(checks.top, best[static_cast<size_t>(i)], static_cast<size_t>(i));
 
     double largest = -infinity, sum = 0;
     for (const double score : scores) largest = std::max(largest, score);
@@ -96,7 +101,8 @@ void check_row(const ChooseKernels& kernels, const Checks& checks, const Buffer<
 // The first NaN or +inf of a row is its token; of nothing but -inf it is token 0.
 void check_lost(const ChooseKernels& kernels, Check& check, Buffer<float>& scores, Random& random) {
     const int64_t vocab = scores.size(), lost = random.below(vocab + 1);
-    check.about(text("%lld tokens, of which %lld is lost", static_cast<long long>(vocab), static_cast<long long>(lost)));
+    check.about(
+        text("%lld tokens, of which %lld is lost", static_cast<long long>(vocab), static_cast<long long>(lost)));
     if (lost == vocab)
         for (float& score : scores) score = -INFINITY;
     for (int64_t i = lost; i < vocab; ++i)
@@ -121,7 +127,8 @@ void check_lost(const ChooseKernels& kernels, Check& check, Buffer<float>& score
 }  // namespace
 
 void check_choose(const Kernels& kernels, Random random, Effort effort, Report& report) {
-    const Checks checks{report.check("choose: tokens"), report.check("choose: the best in order"), report.check("choose: log sum")};
+    const Checks checks{report.check("choose: tokens"), report.check("choose: the best in order"),
+                        report.check("choose: log sum")};
     Check& lost = report.check("choose: NaN, infinity and nothing");
     for (int64_t i = 0; i < effort.of(1200); ++i) {
         const int64_t vocab = i % 40 == 0 ? random.between(10000, 40000) : random.between(1, i % 4 == 0 ? 3000 : 300);

@@ -9,7 +9,8 @@ namespace {
 
 const Kernels* honest;  // what the broken kernels break
 
-// ---- linear --------------------------------------------------------------------------------------------------------------
+// ---- linear
+// ---------------------------------------------------------------------------------------------------------------------
 
 void with_matrix(const Product& product, const Matrix& matrix, int64_t piece, int64_t pieces, void* scratch) {
     Product other = product;
@@ -46,7 +47,8 @@ void digits_from_minus_127(Activations activations, const float* x, int64_t inpu
         if (digits[k] == -128) digits[k] = -127;
 }
 
-// ---- attention -----------------------------------------------------------------------------------------------------------
+// ---- attention
+// -----------------------------------------------------------------------------------------------------------
 
 // What a mask does that is added to scores instead of replacing them: weights of zero times whatever lies there.
 void hidden_values_times_zero(const Attend& call, int64_t piece, int64_t pieces, void* scratch) {
@@ -56,7 +58,8 @@ void hidden_values_times_zero(const Attend& call, int64_t piece, int64_t pieces,
     const int64_t share = block_slots * call.storage.head_size;
     for (int64_t v = 0; v < plan.view_count; ++v) {
         const View& view = plan.views[v];
-        for (int32_t b = plan.tiles[view.tiles].first; call.out != nullptr && b < plan.tiles[view.stop - 1].first + 1; ++b) {
+        for (int32_t b = plan.tiles[view.tiles].first; call.out != nullptr && b < plan.tiles[view.stop - 1].first + 1;
+             ++b) {
             if (plan.blocks[b].place == gathered) continue;
             for (int64_t i = 0; i < share; ++i) {
                 const int64_t at = plan.blocks[b].place * call.storage.kv_heads * share + i;
@@ -95,7 +98,8 @@ void cut_off_instead_of_rounded(const LayerStorage& storage, int64_t slot, const
     honest->attention.write(storage, slot, storage.bf16 ? cut.data() : key, value);
 }
 
-// ---- rows and choice -----------------------------------------------------------------------------------------------------
+// ---- rows and choice
+// -----------------------------------------------------------------------------------------------------
 
 void another_order_off_alignment(const float* x, const float* weight, int64_t size, float eps, float* out) {
     if (reinterpret_cast<uintptr_t>(x) % 32 == 0) return honest->rows.rms_norm(x, weight, size, eps, out);
@@ -105,7 +109,8 @@ void another_order_off_alignment(const float* x, const float* weight, int64_t si
     for (int64_t i = 0; i < size; ++i) out[i] = x[i] * factor * weight[i];
 }
 
-void ties_to_the_higher(const float* logits, int64_t count, int64_t chosen, bool normalised, int32_t* ids, float* weights) {
+void ties_to_the_higher(const float* logits, int64_t count, int64_t chosen, bool normalised, int32_t* ids,
+                        float* weights) {
     Buffer<float> reversed(count);
     for (int64_t i = 0; i < count; ++i) reversed[i] = logits[count - 1 - i];
     honest->rows.route(reversed.data(), count, chosen, normalised, ids, weights);
@@ -122,10 +127,11 @@ void among_the_four_likeliest(const ChooseRow& row, int64_t vocab, Chosen* chose
     honest->choose.choose(found > 0 ? ChooseRow{scores.data(), row.temperature, row.key} : row, vocab, chosen);
 }
 
-// --------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 
-void expect_caught(Report& report, const char* name, Suite suite, const LinearKernels& linear, const AttentionKernels& attention,
-                   const RowKernels& rows, const ChooseKernels& choose, Random random) {
+void expect_caught(Report& report, const char* name, Suite suite, const LinearKernels& linear,
+                   const AttentionKernels& attention, const RowKernels& rows, const ChooseKernels& choose,
+                   Random random) {
     Report found;
     suite({"broken", linear, attention, rows, choose, honest->measure}, random, {true}, found);
     Check& check = report.check(name);
@@ -147,22 +153,28 @@ void check_controls(const Kernels& kernels, Random random, Effort, Report& repor
         table.*member = broken;
         expect_caught(report, name, suite, kernels.linear, table, kernels.rows, kernels.choose, random.fork());
     };
-    linear("control: another order from 5 rows on", check_linear_rows, &LinearKernels::run, another_order_from_5_rows_on);
+    linear("control: another order from 5 rows on", check_linear_rows, &LinearKernels::run,
+           another_order_from_5_rows_on);
     linear("control: the last group left out", check_linear, &LinearKernels::run, last_group_left_out);
     linear("control: a NaN reaches the row before", check_linear, &LinearKernels::run, next_row_times_zero);
     linear("control: no digit is -128", check_prepare, &LinearKernels::prepare, digits_from_minus_127);
     attention("control: hidden NaN times zero", check_attention_rows, &AttentionKernels::run, hidden_values_times_zero);
-    attention("control: a window of one more", check_attention, &AttentionKernels::run, one_position_more_in_the_window);
+    attention("control: a window of one more", check_attention, &AttentionKernels::run,
+              one_position_more_in_the_window);
     attention("control: one ulp off in company", check_attention_rows, &AttentionKernels::run, an_ulp_off_in_company);
-    attention("control: keys cut off instead of rounded", check_storage, &AttentionKernels::write, cut_off_instead_of_rounded);
+    attention("control: keys cut off instead of rounded", check_storage, &AttentionKernels::write,
+              cut_off_instead_of_rounded);
     RowKernels rows = kernels.rows;
     rows.rms_norm = another_order_off_alignment;
-    expect_caught(report, "control: a norm that depends on its place", check_rows, kernels.linear, kernels.attention, rows, kernels.choose, random.fork());
+    expect_caught(report, "control: a norm that depends on its place", check_rows, kernels.linear, kernels.attention,
+                  rows, kernels.choose, random.fork());
     rows = kernels.rows, rows.route = ties_to_the_higher;
-    expect_caught(report, "control: ties to the higher expert", check_route, kernels.linear, kernels.attention, rows, kernels.choose, random.fork());
+    expect_caught(report, "control: ties to the higher expert", check_route, kernels.linear, kernels.attention, rows,
+                  kernels.choose, random.fork());
     ChooseKernels choose = kernels.choose;
     choose.choose = among_the_four_likeliest;
-    expect_caught(report, "control: choice among the four likeliest", check_choose, kernels.linear, kernels.attention, kernels.rows, choose, random.fork());
+    expect_caught(report, "control: choice among the four likeliest", check_choose, kernels.linear, kernels.attention,
+                  kernels.rows, choose, random.fork());
 }
 
 }  // namespace stretto::selftest

@@ -13,10 +13,12 @@ void fill(LinearCase& c, Make make) {
     const int64_t outputs = c.shape.outputs, inputs = c.shape.inputs;
     Buffer<T> matrix(outputs * inputs);
     for (int64_t o = 0; o < outputs; ++o)
-        for (int64_t k = 0; k < inputs; ++k) matrix[o * inputs + k] = make(c.weights[static_cast<size_t>(o * c.matrix.depth + k)]);
+        for (int64_t k = 0; k < inputs; ++k)
+            matrix[o * inputs + k] = make(c.weights[static_cast<size_t>(o * c.matrix.depth + k)]);
     // In two parts, as several threads would pack it.
     const int64_t middle = c.matrix.panels / 2;
-    pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, middle, c.matrix.panels, c.packed.data());
+    pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, middle, c.matrix.panels,
+                c.packed.data());
     pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, 0, middle, c.packed.data());
 }
 
@@ -25,7 +27,7 @@ void make_int4(LinearCase& c, Random& random) {
     Buffer<uint16_t> scales(outputs * groups);
     Buffer<uint8_t> zeros(outputs * groups);
     for (uint16_t& scale : scales) {
-        scale = static_cast<uint16_t>(random.between(0x1c00, 0x33ff));        // normal ones
+        scale = static_cast<uint16_t>(random.between(0x1c00, 0x33ff));             // normal ones
         if (random.one_in(8)) scale = static_cast<uint16_t>(random.below(0x400));  // 0 and denormal ones
         if (random.one_in(2)) scale |= 0x8000;
     }
@@ -60,12 +62,14 @@ void make_int8(LinearCase& c, Random& random) {
         return static_cast<int8_t>(number);
     });
     for (int64_t o = 0; o < c.shape.outputs; ++o)
-        for (int64_t k = 0; k < c.matrix.depth; ++k) c.weights[static_cast<size_t>(o * c.matrix.depth + k)] *= c.scales[o];
+        for (int64_t k = 0; k < c.matrix.depth; ++k)
+            c.weights[static_cast<size_t>(o * c.matrix.depth + k)] *= c.scales[o];
 }
 
 }  // namespace
 
-LinearCase::LinearCase(const Format& format, const Shape& shape, Random& random) : format(format), shape(shape), matrix{} {
+LinearCase::LinearCase(const Format& format, const Shape& shape, Random& random)
+    : format(format), shape(shape), matrix{} {
     matrix.layout = format.layout, matrix.activations = format.activations;
     matrix.outputs = shape.outputs, matrix.inputs = shape.inputs;
     matrix.panels = up(shape.outputs) / 32, matrix.depth = up(shape.inputs);
@@ -85,8 +89,12 @@ LinearCase::LinearCase(const Format& format, const Shape& shape, Random& random)
                 return value = static_cast<double>(from_bf16(number)), number;
             });
             break;
-        case WeightLayout::int8: make_int8(*this, random); break;
-        case WeightLayout::int4: make_int4(*this, random); break;
+        case WeightLayout::int8:
+            make_int8(*this, random);
+            break;
+        case WeightLayout::int4:
+            make_int4(*this, random);
+            break;
     }
     if (shape.bias) {
         bias = Buffer<float>(matrix.panels * 32);
@@ -102,16 +110,22 @@ LinearCase::LinearCase(const Format& format, const Shape& shape, Random& random)
 
 std::string LinearCase::name() const {
     return text("%s, %lld outputs, %lld inputs, %d shards%s%s", format.name, static_cast<long long>(shape.outputs),
-                static_cast<long long>(shape.inputs), shape.shards, shape.bias ? ", bias" : "", shape.extreme ? ", extremes" : "");
+                static_cast<long long>(shape.inputs), shape.shards, shape.bias ? ", bias" : "",
+                shape.extreme ? ", extremes" : "");
 }
 
 PreparedRows::PreparedRows(Activations activations, int64_t rows, int64_t depth)
     : activations(activations), rows(rows), depth(depth) {
     const int64_t groups = depth / 32;
     switch (activations) {
-        case Activations::fp32: fp32 = Buffer<float>(rows * depth); return;
-        case Activations::bf16: bf16 = Buffer<uint16_t>(rows * depth); return;
-        default: break;
+        case Activations::fp32:
+            fp32 = Buffer<float>(rows * depth);
+            return;
+        case Activations::bf16:
+            bf16 = Buffer<uint16_t>(rows * depth);
+            return;
+        default:
+            break;
     }
     digits = Buffer<int8_t>(digit_rows() * rows * depth);
     sums = Buffer<int32_t>(digit_rows() * rows * groups);
@@ -125,18 +139,24 @@ PreparedRows PreparedRows::slice(int64_t first, int64_t count) const {
         const int64_t row = from.size() / rows;
         std::copy_n(from.data() + first * row, count * row, to.data());
     };
-    copy(part.fp32, fp32), copy(part.bf16, bf16), copy(part.digits, digits), copy(part.scales, scales), copy(part.sums, sums);
+    copy(part.fp32, fp32), copy(part.bf16, bf16), copy(part.digits, digits), copy(part.scales, scales),
+        copy(part.sums, sums);
     return part;
 }
 
 double PreparedRows::value(int64_t row, int64_t input) const {
     const int64_t at = row * depth + input;
     switch (activations) {
-        case Activations::fp32: return fp32[at];
-        case Activations::bf16: return from_bf16(bf16[at]);
-        case Activations::int8: return static_cast<double>(scales[at / 32]) * digits[at];
-        case Activations::int8_row: return static_cast<double>(scales[row]) * digits[at];
-        case Activations::int8x2: break;
+        case Activations::fp32:
+            return fp32[at];
+        case Activations::bf16:
+            return from_bf16(bf16[at]);
+        case Activations::int8:
+            return static_cast<double>(scales[at / 32]) * digits[at];
+        case Activations::int8_row:
+            return static_cast<double>(scales[row]) * digits[at];
+        case Activations::int8x2:
+            break;
     }
     const int64_t high = 2 * row * depth + input;
     return static_cast<double>(scales[at / 32]) * (256 * digits[high] + digits[high + depth]);
@@ -170,8 +190,8 @@ PreparedRows extreme_rows(const LinearCase& c, int64_t rows, Random& random) {
     return prepared;
 }
 
-void multiply(const LinearKernels& linear, const LinearCase& c, const PreparedRows& x, int threads, bool add, Random& random,
-              Buffer<float>& out, int64_t stride) {
+void multiply(const LinearKernels& linear, const LinearCase& c, const PreparedRows& x, int threads, bool add,
+              Random& random, Buffer<float>& out, int64_t stride) {
     static Buffer<char> scratch(linear_scratch);
     scratch.poison();
     const Product product{&c.matrix, x.view(), x.rows, out.data(), stride, add};

@@ -71,7 +71,7 @@ PreparedRows random_rows(const LinearKernels&, const LinearCase&, int64_t rows, 
 PreparedRows extreme_rows(const LinearCase&, int64_t rows, Random&);
 
 // The result of all rows: pieces for so many threads, in a random order, over what `out` holds.
-void multiply(const LinearKernels&, const LinearCase&, const PreparedRows&, int threads, bool add, Random&, Buffer<float>& out,
-              int64_t stride);
+void multiply(const LinearKernels&, const LinearCase&, const PreparedRows&, int threads, bool add, Random&,
+              Buffer<float>& out, int64_t stride);
 
 }  // namespace stretto::selftest

@@ -8,8 +8,9 @@ namespace {
 
 int64_t random_stride(const LinearCase& c, Random& random) { return c.matrix.panels * 32 + 16 * random.below(3); }
 
-// How many half units in the last place of the sum of magnitudes a result may be off. It is rounded twice for each input,
-// or for each group of what integers keep exact; rounding errors have no direction, so many of them grow as their root.
+// How many half units in the last place of the sum of magnitudes a result may be off. It is rounded twice for each
+// input, or for each group of what integers keep exact; rounding errors have no direction, so many of them grow as
+// their root.
 double roundings(const LinearCase& c) {
     const bool integers = c.format.layout == WeightLayout::int8 || c.format.layout == WeightLayout::int4;
     const auto each = static_cast<double>(integers ? c.matrix.depth / 32 : c.matrix.depth);
@@ -39,8 +40,8 @@ void compare_values(Check& check, const LinearCase& c, const PreparedRows& x, co
     }
 }
 
-void check_values(const LinearKernels& linear, Check& check, const Format& format, const Shape& shape, int64_t rows, bool add,
-                  Random& random) {
+void check_values(const LinearKernels& linear, Check& check, const Format& format, const Shape& shape, int64_t rows,
+                  bool add, Random& random) {
     const LinearCase c(format, shape, random);
     const bool by_hand = shape.extreme && format.layout != WeightLayout::fp32 && format.layout != WeightLayout::bf16;
     const PreparedRows x = by_hand ? extreme_rows(c, rows, random) : random_rows(linear, c, rows, random);
@@ -50,14 +51,16 @@ void check_values(const LinearKernels& linear, Check& check, const Format& forma
         for (float& value : before) value = random.normal();
     Buffer<float> after = before;
     const int threads = static_cast<int>(random.between(1, 4));
-    check.about(c.name() + text(", %lld rows%s, pieces for %d threads", static_cast<long long>(rows), add ? ", added" : "", threads));
+    check.about(c.name() + text(", %lld rows%s, pieces for %d threads", static_cast<long long>(rows),
+                                add ? ", added" : "", threads));
     multiply(linear, c, x, threads, add, random, after, stride);
     compare_values(check, c, x, before, after, stride, add);
 }
 
 Shape random_shape(int64_t most_outputs, int64_t most_inputs, Random& random) {
     const auto shards = static_cast<int32_t>(random.one_in(2) ? 1 : random.between(2, 8));
-    return {random.between(1, most_outputs), random.between(1, most_inputs), shards, random.one_in(2), random.one_in(3)};
+    return {random.between(1, most_outputs), random.between(1, most_inputs), shards, random.one_in(2),
+            random.one_in(3)};
 }
 
 // A row with NaN or infinity is lost, and no other.
@@ -74,7 +77,8 @@ void check_lost_row(const LinearKernels& linear, Check& check, const Format& for
     row[random.below(inputs)] = bad[random.below(3)];
     linear.prepare(format.activations, row.data(), inputs, lost, x.view());
     multiply(linear, c, x, threads, false, random, marred, stride);
-    check.about(c.name() + text(", row %lld of %lld not finite", static_cast<long long>(lost), static_cast<long long>(rows)));
+    check.about(c.name() +
+                text(", row %lld of %lld not finite", static_cast<long long>(lost), static_cast<long long>(rows)));
     for (int64_t r = 0; r < rows; ++r) {
         if (r != lost) {
             check.same(marred.data() + r * stride, clean.data() + r * stride, c.shape.outputs);
@@ -90,7 +94,8 @@ void check_no_rows(const LinearKernels& linear, Check& check, const Format& form
     const PreparedRows none(format.activations, 0, c.matrix.depth);
     Buffer<float> out(64), before = out;
     check.about(c.name() + ", no rows");
-    for (int threads = 1; threads <= 3; ++threads) multiply(linear, c, none, threads, false, random, out, c.matrix.panels * 32);
+    for (int threads = 1; threads <= 3; ++threads)
+        multiply(linear, c, none, threads, false, random, out, c.matrix.panels * 32);
     check.same(out, before);
 }
 
@@ -106,7 +111,8 @@ void check_linear(const Kernels& kernels, Random random, Effort effort, Report& 
     for (const Format& format : formats) {
         for (int64_t i = 0; i < effort.of(28); ++i) {
             const int64_t rows = i < 5 ? i + 1 : random.between(1, 40);
-            check_values(linear, values, format, random_shape(150, i % 4 == 0 ? 1500 : 300, random), rows, random.one_in(2), random);
+            check_values(linear, values, format, random_shape(150, i % 4 == 0 ? 1500 : 300, random), rows,
+                         random.one_in(2), random);
         }
         for (const int64_t rows : {131, 200, 600}) {
             if (effort.quick && rows != 200) continue;

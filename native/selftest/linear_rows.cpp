@@ -9,8 +9,8 @@ namespace stretto::selftest {
 namespace {
 
 // Every row's result by itself, copied out of its company in memory too.
-Buffer<float> each_alone(const LinearKernels& linear, const LinearCase& c, const PreparedRows& x, const Buffer<float>& before,
-                         int64_t stride, bool add, Random& random) {
+Buffer<float> each_alone(const LinearKernels& linear, const LinearCase& c, const PreparedRows& x,
+                         const Buffer<float>& before, int64_t stride, bool add, Random& random) {
     Buffer<float> all = before;
     for (int64_t row = 0; row < x.rows; ++row) {
         Buffer<float> one(stride);
@@ -76,14 +76,16 @@ void check_linear_rows(const Kernels& kernels, Random random, Effort effort, Rep
         for (int64_t rows = 1; rows <= 40; rows += effort.quick ? 3 : 1) sizes.push_back(rows);
         for (int64_t i = 0; i < effort.of(3); ++i) {
             const auto shards = static_cast<int32_t>(i == 0 ? 8 : random.between(1, 8));
-            check_company(kernels.linear, few, format, {random.between(1, 120), random.between(1, 300), shards, random.one_in(2), false},
-                          sizes, random);
+            check_company(kernels.linear, few, format,
+                          {random.between(1, 120), random.between(1, 300), shards, random.one_in(2), false}, sizes,
+                          random);
         }
         std::vector<int64_t> prompts = {64, 65, 127, 128, 129, 200};
         if (effort.quick) prompts = {65, 131};
         check_company(kernels.linear, many, format, {97, effort.quick ? 331 : 700, 8, true, false}, prompts, random);
         // Where a path cannot keep all inputs of so many rows at hand.
-        check_company(kernels.linear, many, format, {35, effort.quick ? 4100 : 6001, 3, false, false}, {1, 129}, random);
+        check_company(kernels.linear, many, format, {35, effort.quick ? 4100 : 6001, 3, false, false}, {1, 129},
+                      random);
         if (!effort.quick) check_company(kernels.linear, many, format, {33, 161, 2, false, false}, {600}, random);
     }
 }

@@ -54,7 +54,8 @@ void check_scratch(Check& check, int threads) {
         wrong += reinterpret_cast<uintptr_t>(worker.scratch) % 64 != 0;
         std::memset(worker.scratch, worker.index + 1, scratch_bytes);
         worker.barrier();
-        for (size_t i = 0; i < scratch_bytes; i += 4095) wrong += static_cast<int>(worker.scratch[i]) != worker.index + 1;
+        for (size_t i = 0; i < scratch_bytes; i += 4095)
+            wrong += static_cast<int>(worker.scratch[i]) != worker.index + 1;
     });
     check.about(text("%d threads", threads));
     check.that(wrong == 0, "memory of the thread's own");

@@ -25,7 +25,8 @@ Whole whole_numbers(const float* x, int64_t count, float limit) {
     if (peak < smallest) return result;
     result.scale = peak / limit;
     const float per_unit = limit / peak;
-    for (int64_t i = 0; i < count; ++i) result.numbers[static_cast<size_t>(i)] = static_cast<int>(std::nearbyintf(x[i] * per_unit));
+    for (int64_t i = 0; i < count; ++i)
+        result.numbers[static_cast<size_t>(i)] = static_cast<int>(std::nearbyintf(x[i] * per_unit));
     return result;
 }
 
@@ -82,13 +83,15 @@ void fill_hard(Buffer<float>& x, Random& random) {
         for (int64_t k = first; k < std::min(first + 32, x.size()); ++k) {
             x[k] = size * random.normal();
             if (kind == 0) x[k] = 0.0f;
-            if (kind == 1) x[k] = static_cast<float>(random.between(-254, 254)) * 0.5f;  // halves, where 127 is the peak
+            if (kind == 1)
+                x[k] = static_cast<float>(random.between(-254, 254)) * 0.5f;  // halves, where 127 is the peak
             if (kind == 2) x[k] = std::ldexp(random.unit(), static_cast<int>(random.between(-149, -95)));
             if (kind == 3) x[k] = std::ldexp(random.unit(), 127);
             if (kind == 4) x[k] = random.one_in(2) ? size : -size;
         }
         if (kind == 1) x[first] = 127.0f;
-        if (kind == 5 && random.one_in(4)) x[random.between(first, std::min(first + 31, x.size() - 1))] = random.one_in(2) ? NAN : -INFINITY;
+        if (kind == 5 && random.one_in(4))
+            x[random.between(first, std::min(first + 31, x.size() - 1))] = random.one_in(2) ? NAN : -INFINITY;
     }
 }
 
@@ -96,10 +99,14 @@ void fill_hard(Buffer<float>& x, Random& random) {
 int64_t place_of(WeightLayout layout, int64_t depth, int64_t o, int64_t k, int& high) {
     const int64_t panel = o / 32, half = o % 32 / 16, lane = o % 16, group = panel * (depth / 32) + k / 32, in = k % 32;
     switch (layout) {
-        case WeightLayout::fp32: return ((panel * depth + k) * 32 + half * 16 + lane) * 4;
-        case WeightLayout::bf16: return (((panel * depth / 2 + k / 2) * 32 + half * 16 + lane) * 2 + k % 2) * 2;
-        case WeightLayout::int8: return (((group * 2 + half) * 8 + in / 4) * 16 + lane) * 4 + in % 4;
-        case WeightLayout::int4: break;
+        case WeightLayout::fp32:
+            return ((panel * depth + k) * 32 + half * 16 + lane) * 4;
+        case WeightLayout::bf16:
+            return (((panel * depth / 2 + k / 2) * 32 + half * 16 + lane) * 2 + k % 2) * 2;
+        case WeightLayout::int8:
+            return (((group * 2 + half) * 8 + in / 4) * 16 + lane) * 4 + in % 4;
+        case WeightLayout::int4:
+            break;
     }
     high = in % 8 >= 4;
     return (((group * 2 + half) * 4 + in / 8) * 16 + lane) * 4 + in % 4;
@@ -108,12 +115,14 @@ int64_t place_of(WeightLayout layout, int64_t depth, int64_t o, int64_t k, int& 
 template <class T>
 void check_pack(Check& check, WeightLayout layout, Random& random) {
     const int64_t outputs = random.between(1, 100), inputs = random.between(1, 150), panels = (outputs + 31) / 32;
-    const int64_t depth = (inputs + 31) / 32 * 32, split = random.between(0, panels), size = packed_bytes(layout, panels, depth);
+    const int64_t depth = (inputs + 31) / 32 * 32, split = random.between(0, panels),
+                  size = packed_bytes(layout, panels, depth);
     Buffer<T> matrix(outputs * inputs);
     for (T& value : matrix) {
         if constexpr (sizeof(T) == 4) value = random.normal();
         if constexpr (sizeof(T) == 2) value = static_cast<T>(random.bits());
-        if constexpr (sizeof(T) == 1) value = static_cast<T>(layout == WeightLayout::int4 ? random.below(16) : random.between(-127, 127));
+        if constexpr (sizeof(T) == 1)
+            value = static_cast<T>(layout == WeightLayout::int4 ? random.below(16) : random.between(-127, 127));
     }
     Buffer<unsigned char> packed(size), want(size);
     std::memset(want.data(), 0, want.bytes());
@@ -170,7 +179,8 @@ void check_prepare(const Kernels& kernels, Random random, Effort effort, Report&
                     for (float& value : x) value = random.normal();
                 given.push_back(std::move(x));
             }
-            for (int64_t row = rows; row-- > 0;) kernels.linear.prepare(activations, given[static_cast<size_t>(row)].data(), inputs, row, to.view());
+            for (int64_t row = rows; row-- > 0;)
+                kernels.linear.prepare(activations, given[static_cast<size_t>(row)].data(), inputs, row, to.view());
             for (int64_t row = 0; row < rows; ++row) compare_row(check, to, row, given[static_cast<size_t>(row)]);
         }
     }

@@ -9,7 +9,8 @@ namespace stretto::selftest {
 void check_route(const Kernels& kernels, Random random, Effort effort, Report& report) {
     Check& check = report.check("rows: experts");
     for (int64_t i = 0; i < effort.of(300); ++i) {
-        const int64_t count = random.between(1, random.one_in(4) ? 300 : 40), chosen = random.between(1, std::min<int64_t>(count, 9));
+        const int64_t count = random.between(1, random.one_in(4) ? 300 : 40),
+                      chosen = random.between(1, std::min<int64_t>(count, 9));
         const bool normalised = random.one_in(2);
         check.about(text("%lld of %lld experts", static_cast<long long>(chosen), static_cast<long long>(count)));
         Buffer<float> logits(count), weights(chosen);
@@ -21,7 +22,8 @@ void check_route(const Kernels& kernels, Random random, Effort effort, Report& r
         for (int32_t expert = 0; expert < count; ++expert) order.push_back(expert);
         std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
         double total = 0;
-        for (int64_t j = 0; j < (normalised ? chosen : count); ++j) total += std::exp(static_cast<double>(logits[order[static_cast<size_t>(j)]]));
+        for (int64_t j = 0; j < (normalised ? chosen : count); ++j)
+            total += std::exp(static_cast<double>(logits[order[static_cast<size_t>(j)]]));
         for (int64_t j = 0; j < chosen; ++j) {
             const int32_t expert = order[static_cast<size_t>(j)];
             check.near(ids[j], expert, 0);

@@ -1,5 +1,5 @@
-// Norms, activations, rotary positions, embeddings: values, the same bits wherever a row lies in memory, and nothing written
-// beside it.
+// Norms, activations, rotary positions, embeddings: values, the same bits wherever a row lies in memory, and nothing
+// written beside it.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -13,7 +13,8 @@ constexpr float beside = 12345.0f;
 
 // A row at some place within its memory, with numbers beside it that must stay.
 struct Row {
-    Row(const Buffer<float>& values, int64_t place) : memory(place + values.size() + 3), place(place), size(values.size()) {
+    Row(const Buffer<float>& values, int64_t place)
+        : memory(place + values.size() + 3), place(place), size(values.size()) {
         for (float& x : memory) x = beside;
         std::copy_n(values.data(), size, data());
     }
@@ -49,7 +50,8 @@ Buffer<float> everywhere(Check& check, const Buffer<float>& x, Random& random, c
 }
 
 void check_norms(const RowKernels& rows, Check& rms, Check& layer, int64_t size, Random& random) {
-    const float scale = std::ldexp(1.0f, static_cast<int>(random.between(-12, 12))), shift = random.one_in(2) ? 0.0f : scale * random.normal();
+    const float scale = std::ldexp(1.0f, static_cast<int>(random.between(-12, 12))),
+                shift = random.one_in(2) ? 0.0f : scale * random.normal();
     Buffer<float> x = numbers(size, random, scale);
     for (float& value : x) value += shift;
     const Buffer<float> weight = numbers(size, random), bias = numbers(size, random);
@@ -63,8 +65,10 @@ void check_norms(const RowKernels& rows, Check& rms, Check& layer, int64_t size,
     const double factor = 1 / std::sqrt(squares / count + eps), of_layer = 1 / std::sqrt(deviation / count + eps);
     const double adding = (count / 32 + 20) * half_ulp;  // no lane adds up more
 
-    rms.about(text("%lld numbers", static_cast<long long>(size))), layer.about(text("%lld numbers", static_cast<long long>(size)));
-    const Buffer<float> scaled = everywhere(rms, x, random, [&](float* row) { rows.rms_norm(row, weight.data(), size, eps, row); });
+    rms.about(text("%lld numbers", static_cast<long long>(size))),
+        layer.about(text("%lld numbers", static_cast<long long>(size)));
+    const Buffer<float> scaled =
+        everywhere(rms, x, random, [&](float* row) { rows.rms_norm(row, weight.data(), size, eps, row); });
     const Buffer<float> centred = everywhere(layer, x, random, [&](float* row) {
         rows.layer_norm(row, weight.data(), biased ? bias.data() : nullptr, size, eps, row);
     });
@@ -75,17 +79,22 @@ void check_norms(const RowKernels& rows, Check& rms, Check& layer, int64_t size,
         const double distance = x[i] - mean, added = biased ? bias[i] : 0, turned = distance * of_layer * weight[i];
         // An error of the mean moves the distance, and the deviation by its square.
         const double relative = adding + off_mean * off_mean * of_layer * of_layer;
-        const double off = std::fabs(of_layer * weight[i]) * (off_mean + std::fabs(x[i]) * half_ulp) + std::fabs(turned) * relative;
+        const double off =
+            std::fabs(of_layer * weight[i]) * (off_mean + std::fabs(x[i]) * half_ulp) + std::fabs(turned) * relative;
         layer.near(centred[i], turned + added, off + std::fabs(turned + added) * 2 * half_ulp);
     }
 }
 
 double act(Activation activation, double x) {
     switch (activation) {
-        case Activation::silu: return x / (1 + std::exp(-x));
-        case Activation::gelu: return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5)));
-        case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
-        case Activation::relu: break;
+        case Activation::silu:
+            return x / (1 + std::exp(-x));
+        case Activation::gelu:
+            return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5)));
+        case Activation::gelu_tanh:
+            return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+        case Activation::relu:
+            break;
     }
     return x > 0 ? x : x != x ? x : 0;
 }
@@ -93,7 +102,8 @@ double act(Activation activation, double x) {
 void check_activations(const RowKernels& rows, Check& check, int64_t size, Random& random) {
     Buffer<float> gate = numbers(size, random, std::ldexp(1.0f, static_cast<int>(random.between(-8, 7))));
     const Buffer<float> up = numbers(size, random);
-    const float hard[] = {0.0f, -0.0f, NAN, INFINITY, 1e-42f, -1e-42f, 100.0f, -100.0f, 3e37f, -5.5f, 0.625f, 0.921875f};
+    const float hard[] = {0.0f,   -0.0f,   NAN,   INFINITY, 1e-42f, -1e-42f,
+                          100.0f, -100.0f, 3e37f, -5.5f,    0.625f, 0.921875f};
     for (int64_t i = 0; i < size; ++i)
         if (random.one_in(6)) gate[i] = hard[random.below(12)];
     const bool gated = random.one_in(2);
@@ -111,16 +121,19 @@ void check_activations(const RowKernels& rows, Check& check, int64_t size, Rando
 }
 
 void check_rotation(const RowKernels& rows, Check& check, Random& random) {
-    const int64_t heads = random.between(1, 5), pairs = random.between(1, 50), rest = random.one_in(2) ? 0 : random.below(20);
+    const int64_t heads = random.between(1, 5), pairs = random.between(1, 50),
+                  rest = random.one_in(2) ? 0 : random.below(20);
     const int64_t size = 2 * pairs + rest;
-    const Buffer<float> x = numbers(heads * size, random), cosine = numbers(pairs, random), sine = numbers(pairs, random);
-    check.about(text("%lld heads of %lld, %lld pairs", static_cast<long long>(heads), static_cast<long long>(size), static_cast<long long>(pairs)));
-    const Buffer<float> out = everywhere(check, x, random, [&](float* row) {
-        rows.rotate(row, heads, size, pairs, cosine.data(), sine.data());
-    });
+    const Buffer<float> x = numbers(heads * size, random), cosine = numbers(pairs, random),
+                        sine = numbers(pairs, random);
+    check.about(text("%lld heads of %lld, %lld pairs", static_cast<long long>(heads), static_cast<long long>(size),
+                     static_cast<long long>(pairs)));
+    const Buffer<float> out = everywhere(
+        check, x, random, [&](float* row) { rows.rotate(row, heads, size, pairs, cosine.data(), sine.data()); });
     for (int64_t head = 0; head < heads; ++head)
         for (int64_t i = 0; i < size; ++i) {
-            const int64_t at = head * size + i, pair = i % pairs, other = head * size + (i < pairs ? i + pairs : i - pairs);
+            const int64_t at = head * size + i, pair = i % pairs,
+                          other = head * size + (i < pairs ? i + pairs : i - pairs);
             if (i >= 2 * pairs) {
                 check.same(out.data() + at, x.data() + at, 1);
                 continue;
@@ -137,10 +150,13 @@ void check_simple(const RowKernels& rows, Check& check, int64_t size, Random& ra
     for (uint16_t& value : narrow) value = to_bf16(random.normal());
     check.about(text("%lld numbers", static_cast<long long>(size)));
     const Buffer<float> added = everywhere(check, x, random, [&](float* row) { rows.add(row, y.data(), size); });
-    const Buffer<float> more = everywhere(check, x, random, [&](float* row) { rows.add_scaled(row, y.data(), factor, size); });
+    const Buffer<float> more =
+        everywhere(check, x, random, [&](float* row) { rows.add_scaled(row, y.data(), factor, size); });
     const Buffer<float> scaled = everywhere(check, x, random, [&](float* row) { rows.scale(row, factor, size); });
-    const Buffer<float> wide = everywhere(check, x, random, [&](float* row) { rows.embed_bf16(narrow.data(), size, factor, row); });
-    const Buffer<float> copied = everywhere(check, x, random, [&](float* row) { rows.embed_fp32(y.data(), size, factor, row); });
+    const Buffer<float> wide =
+        everywhere(check, x, random, [&](float* row) { rows.embed_bf16(narrow.data(), size, factor, row); });
+    const Buffer<float> copied =
+        everywhere(check, x, random, [&](float* row) { rows.embed_fp32(y.data(), size, factor, row); });
     Buffer<float> large = x;
     for (float& value : large) value *= cap;
     const Buffer<float> capped = everywhere(check, large, random, [&](float* row) { rows.softcap(row, cap, size); });

@@ -14,7 +14,8 @@ build() { # NAME, OPTION...
   local name=$1 start=$SECONDS
   shift
   cmake -S "$native" -B "$work/$name" -DSTRETTO_PYTHON=OFF -DSTRETTO_SELFTEST=ON -DCMAKE_BUILD_TYPE=Release "$@" >/dev/null
-  cmake --build "$work/$name" --parallel 2 --target stretto_selftest >"$work/$name.log" 2>&1 || { cat "$work/$name.log"; return 1; }
+  cmake --build "$work/$name" --parallel 2 --target stretto_selftest >"$work/$name.log" 2>&1 ||
+    { cat "$work/$name.log"; return 1; }
   ! grep -A4 "warning:" "$work/$name.log" || { echo "$name: compiled with warnings"; return 1; }
   echo "built $name in $((SECONDS - start)) s"
 }

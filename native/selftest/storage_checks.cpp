@@ -43,7 +43,8 @@ void check_storage(const Kernels& kernels, Random random, Effort effort, Report&
             for (int64_t head = 0; head < shape.kv_heads; ++head)
                 for (int64_t d = 0; d < shape.size; ++d) {
                     Wanted::put(wanted.keys, shape.bf16, lane.key_place(slot, head, d), key[head * shape.size + d]);
-                    Wanted::put(wanted.values, shape.bf16, lane.value_place(slot, head, d), value[head * shape.size + d]);
+                    Wanted::put(wanted.values, shape.bf16, lane.value_place(slot, head, d),
+                                value[head * shape.size + d]);
                 }
         }
         write.same_bytes(lane.keys.data(), wanted.keys.data(), lane.keys.bytes());
@@ -54,7 +55,8 @@ void check_storage(const Kernels& kernels, Random random, Effort effort, Report&
             for (int64_t head = 0; head < shape.kv_heads; ++head)
                 for (int64_t d = 0; d < shape.size; ++d) {
                     Wanted::copy(wanted.keys, shape.bf16, lane.key_place(from, head, d), lane.key_place(to, head, d));
-                    Wanted::copy(wanted.values, shape.bf16, lane.value_place(from, head, d), lane.value_place(to, head, d));
+                    Wanted::copy(wanted.values, shape.bf16, lane.value_place(from, head, d),
+                                 lane.value_place(to, head, d));
                 }
         }
         move.same_bytes(lane.keys.data(), wanted.keys.data(), lane.keys.bytes());
