@@ -9,8 +9,7 @@ namespace {
 
 const Kernels* honest;  // what the broken kernels break
 
-// ---- linear
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- linear ----
 
 void with_matrix(const Product& product, const Matrix& matrix, int64_t piece, int64_t pieces, void* scratch) {
     Product other = product;
@@ -47,8 +46,7 @@ void digits_from_minus_127(Activations activations, const float* x, int64_t inpu
         if (digits[k] == -128) digits[k] = -127;
 }
 
-// ---- attention
-// -----------------------------------------------------------------------------------------------------------
+// ---- attention ----
 
 // What a mask does that is added to scores instead of replacing them: weights of zero times whatever lies there.
 void hidden_values_times_zero(const Attend& call, int64_t piece, int64_t pieces, void* scratch) {
@@ -98,8 +96,7 @@ void cut_off_instead_of_rounded(const LayerStorage& storage, int64_t slot, const
     honest->attention.write(storage, slot, storage.bf16 ? cut.data() : key, value);
 }
 
-// ---- rows and choice
-// -----------------------------------------------------------------------------------------------------
+// ---- rows and choice ----
 
 void another_order_off_alignment(const float* x, const float* weight, int64_t size, float eps, float* out) {
     if (reinterpret_cast<uintptr_t>(x) % 32 == 0) return honest->rows.rms_norm(x, weight, size, eps, out);
@@ -127,7 +124,7 @@ void among_the_four_likeliest(const ChooseRow& row, int64_t vocab, Chosen* chose
     honest->choose.choose(found > 0 ? ChooseRow{scores.data(), row.temperature, row.key} : row, vocab, chosen);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- the controls ----
 
 void expect_caught(Report& report, const char* name, Suite suite, const LinearKernels& linear,
                    const AttentionKernels& attention, const RowKernels& rows, const ChooseKernels& choose,

@@ -175,8 +175,10 @@ void rank_noisy(const float* scores, int64_t first, int64_t last, const Noisy& n
     const I32 step = word(16 * spread);
     for (int64_t begin = first; begin < last; begin += block) {
         const int64_t end = smaller(begin + block, last);
-        const F32 missing = sub(all(ranking.bound()), noisy.scaled(lane_peaks(scores + begin, end - begin)));
-        const F32 gap = sub(mul(missing, all(relative)), all(margin));
+        // Where temperature is low, scores are large, and so is what rounding them may hide.
+        const float reach = ranking.bound(), rounding = 1.2e-7f * (reach < 0.0f ? -reach : reach);
+        const F32 missing = sub(all(reach), noisy.scaled(lane_peaks(scores + begin, end - begin)));
+        const F32 gap = sub(mul(missing, all(relative)), all(margin + rounding));
         if (!mask_bits(less(gap, all(largest_noise)))) continue;
 
         // Bounds on the hash, rounded up by far; a lane whose bound is 2^32 or more stays open.

@@ -21,7 +21,7 @@ std::size_t round_up(std::size_t size, std::size_t multiple) { return (size + mu
 
 }  // namespace
 
-Block::Block(std::size_t bytes) : size_(bytes) {
+Memory::Memory(std::size_t bytes) : size_(bytes) {
     if (bytes == 0) return;
     const std::size_t alignment = bytes >= huge ? huge : page;
     mapped_ = round_up(bytes, alignment) + (alignment == huge ? huge : 0);
@@ -42,7 +42,7 @@ Block::Block(std::size_t bytes) : size_(bytes) {
 #endif
 }
 
-Block::~Block() {
+Memory::~Memory() {
     if (base_ == nullptr) return;
 #if defined(_WIN32)
     VirtualFree(base_, 0, MEM_RELEASE);

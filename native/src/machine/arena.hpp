@@ -8,13 +8,13 @@
 namespace stretto {
 
 // Zeroed memory of its own, given back when it ends.
-class Block {
+class Memory {
 public:
-    Block() = default;
-    explicit Block(std::size_t bytes);  // throws std::bad_alloc
-    ~Block();
-    Block(Block&& other) noexcept { swap(other); }
-    Block& operator=(Block&& other) noexcept {
+    Memory() = default;
+    explicit Memory(std::size_t bytes);  // throws std::bad_alloc
+    ~Memory();
+    Memory(Memory&& other) noexcept { swap(other); }
+    Memory& operator=(Memory&& other) noexcept {
         swap(other);
         return *this;
     }
@@ -28,7 +28,7 @@ public:
     }
 
 private:
-    void swap(Block& other) noexcept {
+    void swap(Memory& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
         std::swap(base_, other.base_);
@@ -49,7 +49,7 @@ public:
     std::byte* allocate(std::size_t bytes);
 
 private:
-    std::vector<Block> chunks_;
+    std::vector<Memory> chunks_;
     std::size_t used_ = 0;  // of the last chunk
 };
 

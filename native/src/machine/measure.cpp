@@ -21,9 +21,9 @@ double median(std::vector<double> values) {
 }  // namespace
 
 double streaming_read(std::size_t bytes, int repeats) {
-    static Block memory;  // kept: touching pages costs more than reading them
+    static Memory memory;  // kept: touching pages costs more than reading them
     if (memory.size() < bytes) {
-        memory = Block(bytes);
+        memory = Memory(bytes);
         std::memset(memory.data(), 1, bytes);
     }
     const MeasureKernels& kernels = stretto::kernels().measure;

@@ -123,7 +123,7 @@ void Pool::start() {
     meeting_.count = wanted_;
     meeting_.arrived = 0;
     for (auto& counters : meeting_.counters) counters = std::make_unique<Meeting::Counter[]>(wanted_);
-    while (static_cast<int>(scratch_.size()) < wanted_) scratch_.push_back(Block(scratch_bytes));
+    while (static_cast<int>(scratch_.size()) < wanted_) scratch_.push_back(Memory(scratch_bytes));
     ending_ = false;
     running_ = wanted_;
     const std::vector<int> available = cores();

@@ -106,7 +106,7 @@ private:
 
     std::mutex mutex_;
     std::vector<std::unique_ptr<Sleeper>> sleepers_;
-    std::vector<Block> scratch_;
+    std::vector<Memory> scratch_;
     Meeting meeting_;
     alignas(64) std::atomic<int> done_{0};
     Call call_ = nullptr;

@@ -22,9 +22,9 @@ void RopeTable::grow(int64_t largest) {
 
 void Prepared::reserve(int64_t rows) {
     const int64_t groups = deepest / group_depth;
-    values = Block(rows * deepest * sizeof(float));
-    scales = Block(rows * (groups + 1) * sizeof(float));
-    sums = Block(2 * rows * groups * sizeof(int32_t));
+    values = Memory(rows * deepest * sizeof(float));
+    scales = Memory(rows * (groups + 1) * sizeof(float));
+    sums = Memory(2 * rows * groups * sizeof(int32_t));
 }
 
 Rows Prepared::rows(int64_t depth) const {
@@ -37,7 +37,7 @@ void Pass::reserve(int64_t count) {
     capacity = round_up(count, 16);
     for (Buffer& buffer : buffers) {
         buffer.stride = round_up(buffer.width, panel_width);
-        buffer.memory = Block(capacity * buffer.stride * sizeof(float));
+        buffer.memory = Memory(capacity * buffer.stride * sizeof(float));
     }
     prepared.reserve(capacity);
     routed.reserve(capacity);

@@ -57,14 +57,14 @@ private:
 // A buffer of rows [rows][stride] in fp32.
 struct Buffer {
     int64_t width = 0, stride = 0;
-    Block memory;
+    Memory memory;
     float* row(int64_t number) const { return memory.as<float>() + number * stride; }
 };
 
 // Rows brought to what products read. The largest of any product fits.
 struct Prepared {
     int64_t deepest = 0;
-    Block values, scales, sums;
+    Memory values, scales, sums;
     void reserve(int64_t rows);
     // The buffers as products with rows of that depth see them.
     Rows rows(int64_t depth) const;

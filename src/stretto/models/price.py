@@ -20,8 +20,8 @@ KNOTS = (1, 8, 32, 128)
 CONTEXT = 512
 """Positions behind which one row and eight rows are timed."""
 
-PACE = 0.05
-"""Share of a pass's surprise by which its knots move."""
+PACE = 0.1
+"""Share of a pass's surprise that its price takes over, at most."""
 
 Timer = Callable[[int, int], float]
 """Milliseconds of a pass of that many rows behind that many cached positions."""
@@ -50,19 +50,25 @@ class Price:
         return self._rows(rows) + self._by_context * context + self._by_pair * pairs
 
     def observe(self, rows: int, context: int, pairs: int, ms: float) -> None:
-        """Learn from a pass that took ``ms``; one that was held up counts as twice its price at most."""
-        surprise = min(ms / self.ms(rows, context, pairs), 2.0) - 1.0
-        right = min(bisect_right(KNOTS, rows), len(KNOTS) - 1)
-        for number in (right - 1, right):
-            self._by_rows[number] *= 1.0 + PACE * surprise
-        if context:
-            self._by_context *= 1.0 + PACE * surprise
-            self._by_pair *= 1.0 + PACE * surprise
+        """Learn from a pass that took ``ms``; one that was held up counts as twice its price at most.
+
+        What makes up most of the price moves most.
+        """
+        expected = self.ms(rows, context, pairs)
+        step = PACE * (min(ms / expected, 2.0) - 1.0) / expected
+        for number, weight in _weights(rows):
+            self._by_rows[number] *= 1.0 + step * weight * self._by_rows[number]
+        self._by_context *= 1.0 + step * self._by_context * context
+        self._by_pair *= 1.0 + step * self._by_pair * pairs
 
     def _rows(self, rows: int) -> float:
-        if rows >= KNOTS[-1]:
-            return self._by_rows[-1] * rows / KNOTS[-1]
-        right = bisect_right(KNOTS, rows)
-        left = right - 1
-        share = (rows - KNOTS[left]) / (KNOTS[right] - KNOTS[left])
-        return self._by_rows[left] + share * (self._by_rows[right] - self._by_rows[left])
+        return sum(weight * self._by_rows[number] for number, weight in _weights(rows))
+
+
+def _weights(rows: int) -> list[tuple[int, float]]:
+    """Return the knots on both sides of ``rows`` and their weights; behind the last one, its share alone."""
+    if rows >= KNOTS[-1]:
+        return [(len(KNOTS) - 1, rows / KNOTS[-1])]
+    right = bisect_right(KNOTS, rows)
+    share = (rows - KNOTS[right - 1]) / (KNOTS[right] - KNOTS[right - 1])
+    return [(right - 1, 1.0 - share), (right, share)]
