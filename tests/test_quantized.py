@@ -71,6 +71,7 @@ def test_linear_is_what_it_says_and_a_row_is_alone(name, shape, sharded):
             expected = scalar(rows[row].tolist(), matrix, output, borders) + float(bias[output])
             assert math.isclose(float(given[row, output]), expected, rel_tol=1e-5, abs_tol=1e-3), (row, output)
     assert not varies(partial(ops.linear, packed=packed), rows)
+    assert ops.linear(rows[:0], packed).shape == (0, packed.values.shape[-1])
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -127,7 +127,7 @@ def quantize_rows(x: Tensor, activations: str) -> tuple[Tensor, Tensor]:
     is NaN. int8_row takes the whole row for one group, and gives each group the row's scale.
     """
     limit = LIMITS[activations]
-    x = x.float().view(x.shape[0], -1, GROUP)
+    x = x.float().view(x.shape[0], x.shape[1] // GROUP, GROUP)
     peak = x.abs().amax(-1, keepdim=True)
     if activations == "int8_row":
         peak = peak.amax(1, keepdim=True).expand(-1, x.shape[1], -1)
