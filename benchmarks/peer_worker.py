@@ -163,10 +163,14 @@ class Transformers:
         del self._model, self._cache
 
 
+_HELD: list[Any] = []
+"""What llama.cpp calls and Python must not collect."""
+
+
 def quiet_llama(llama_cpp: Any) -> None:
     """Keep llama.cpp's log to itself."""
-    quiet_llama.callback = llama_cpp.llama_log_callback(lambda *_: None)  # type: ignore[attr-defined]  # must outlive
-    llama_cpp.llama_log_set(quiet_llama.callback, ctypes.c_void_p(0))  # type: ignore[attr-defined]
+    _HELD.append(llama_cpp.llama_log_callback(lambda *_: None))
+    llama_cpp.llama_log_set(_HELD[-1], ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
