@@ -17,6 +17,8 @@ from stretto.core.chunk import Segment
 class NullModel:
     """The same logits for every row."""
 
+    own_threads = False
+
     def __init__(self, vocab_size: int = 4096, context: int = 8192) -> None:
         self.name, self.vocab_size, self.context = "null", vocab_size, context
         self.width, self.layers, self.fingerprint = 1, 1, "null"

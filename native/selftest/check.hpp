@@ -139,6 +139,7 @@ void check_storage(const Kernels&, Random, Effort, Report&);
 void check_rows(const Kernels&, Random, Effort, Report&);
 void check_route(const Kernels&, Random, Effort, Report&);
 void check_choose(const Kernels&, Random, Effort, Report&);
+void check_filter(const Kernels&, Random, Effort, Report&);
 void check_pool(const Kernels&, Random, Effort, Report&);
 
 struct NamedSuite {

@@ -124,6 +124,17 @@ void among_the_four_likeliest(const ChooseRow& row, int64_t vocab, Chosen* chose
     honest->choose.choose(found > 0 ? ChooseRow{scores.data(), row.temperature, row.key} : row, vocab, chosen);
 }
 
+void all_ties_at_the_border(float* scores, int64_t vocab, const Filter& asked, float* room) {
+    Buffer<float> plain(vocab);
+    std::memcpy(plain.data(), scores, plain.bytes());
+    honest->choose.filter(plain.data(), vocab, {asked.temperature, 0, 1.0, -INFINITY}, room);
+    honest->choose.filter(scores, vocab, asked, room);
+    float border = 0.0f;
+    for (int64_t i = 0; i < vocab; ++i) border = scores[i] > -INFINITY ? std::fmin(border, scores[i]) : border;
+    for (int64_t i = 0; i < vocab; ++i)
+        if (plain[i] == border) scores[i] = border;
+}
+
 // ---- the controls ----
 
 void expect_caught(Report& report, const char* name, Suite suite, const LinearKernels& linear,
@@ -171,6 +182,9 @@ void check_controls(const Kernels& kernels, Random random, Effort, Report& repor
     ChooseKernels choose = kernels.choose;
     choose.choose = among_the_four_likeliest;
     expect_caught(report, "control: choice among the four likeliest", check_choose, kernels.linear, kernels.attention,
+                  kernels.rows, choose, random.fork());
+    choose = kernels.choose, choose.filter = all_ties_at_the_border;
+    expect_caught(report, "control: all ties at a filter's border", check_filter, kernels.linear, kernels.attention,
                   kernels.rows, choose, random.fork());
 }
 

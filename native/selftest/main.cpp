@@ -26,6 +26,7 @@ constexpr NamedSuite suites[] = {
     {"rows", check_rows},
     {"route", check_route},
     {"choose", check_choose},
+    {"filter", check_filter},
 };
 constexpr NamedSuite common[] = {{"packing", check_packing}, {"pool", check_pool}, {"controls", check_controls}};
 

@@ -16,7 +16,7 @@ using namespace nb::literals;
 using namespace stretto;
 
 // Raised with every change of a signature below; stretto/kernels/native.py refuses a library of another age.
-constexpr int abi_version = 2;
+constexpr int abi_version = 3;
 
 using Address = std::uintptr_t;
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -48,27 +48,40 @@ T with(T op, auto&& set) {
     return op;
 }
 
+// Waking the threads costs more than a few rows take.
+template <class Body>
+void each_of(std::size_t rows, Body&& body) {
+    if (rows < 4) {
+        for (std::size_t number = 0; number < rows; number++) body(static_cast<int64_t>(number));
+    } else {
+        Pool::instance().run([&](Worker& worker) { worker.each(static_cast<int64_t>(rows), body); });
+    }
+}
+
 std::pair<std::vector<int64_t>, std::vector<float>> choose(Address scores, int64_t stride, int64_t vocabulary,
                                                            const std::vector<int64_t>& rows,
                                                            const std::vector<float>& temperatures,
                                                            const std::vector<uint64_t>& keys) {
     std::vector<Chosen> chosen(rows.size());
-    const auto one = [&](int64_t number) {
+    each_of(rows.size(), [&](int64_t number) {
         const ChooseRow row{at<const float>(scores) + rows[number] * stride, temperatures[number], keys[number]};
         kernels().choose.choose(row, vocabulary, &chosen[number]);
-    };
-    // Waking the threads costs more than a few rows take.
-    if (rows.size() < 4) {
-        for (std::size_t number = 0; number < rows.size(); number++) one(static_cast<int64_t>(number));
-    } else {
-        Pool::instance().run([&](Worker& worker) { worker.each(static_cast<int64_t>(rows.size()), one); });
-    }
+    });
     std::pair<std::vector<int64_t>, std::vector<float>> result;
     for (const Chosen& each : chosen) {
         result.first.push_back(each.token);
         result.second.push_back(each.value);
     }
     return result;
+}
+
+void filter(Address scores, int64_t stride, int64_t vocabulary, const std::vector<float>& temperatures,
+            const std::vector<int64_t>& counts, const std::vector<double>& shares, const std::vector<float>& least) {
+    each_of(temperatures.size(), [&](int64_t number) {
+        std::vector<float> room(2 * vocabulary);
+        const Filter asked{temperatures[number], counts[number], shares[number], least[number]};
+        kernels().choose.filter(at<float>(scores) + number * stride, vocabulary, asked, room.data());
+    });
 }
 
 std::pair<std::vector<int64_t>, std::vector<float>> top(Address scores, int64_t vocabulary, float temperature,
@@ -188,6 +201,7 @@ NB_MODULE(_native, module) {
                "GB/s of a streaming read by all threads.");
     module.def("peak", &peak, "kind"_a, Release(), "Operations per second of all threads: 0 fp32, 1 bf16, 2 int8.");
     module.def("choose", &choose, Release());
+    module.def("filter", &filter, Release());
     module.def("top", &top, Release());
     module.def("log_sum", [](Address scores, int64_t vocabulary) {
         return kernels().choose.log_sum(at<const float>(scores), vocabulary);

@@ -16,12 +16,24 @@ struct Chosen {
     float value;    // its perturbed score ((score - max) / temperature + noise); greedy: its score
 };
 
+// What a row's scores are narrowed to before noise joins them.
+struct Filter {
+    float temperature;  // above 0
+    int64_t count;      // top-k; 0: all
+    double share;       // top-p; 1: all
+    float least;        // the least score kept, of scores shifted and divided; -inf: all
+};
+
 struct ChooseKernels {
     void (*choose)(const ChooseRow&, int64_t vocab, Chosen*);
     // The `count` best in the same order, best first; `found`: how many there are above -inf.
     void (*top)(const ChooseRow&, int64_t vocab, int64_t count, Chosen* best, int64_t* found);
     // Log of the sum of exp(scores): log_sum = max + log(sum exp(score - max)), summed in double in a fixed order.
     double (*log_sum)(const float* scores, int64_t vocab);
+    // Shifts the scores to a largest of 0, divides them by the temperature and forbids (-inf) what the filter drops:
+    // all but the `count` best, then all but the shortest prefix of these that has `share` of their mass.
+    // `scratch`: 2 * vocab floats.
+    void (*filter)(float* scores, int64_t vocab, const Filter&, float* scratch);
 };
 
 namespace generic {

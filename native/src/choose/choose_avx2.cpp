@@ -1,2 +1,2 @@
 #include "../lanes/avx2.hpp"
-#include "choose_kernel.hpp"
+#include "filter_kernel.hpp"

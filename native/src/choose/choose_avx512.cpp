@@ -1,2 +1,2 @@
 #include "../lanes/avx512.hpp"
-#include "choose_kernel.hpp"
+#include "filter_kernel.hpp"

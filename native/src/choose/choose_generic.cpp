@@ -1,2 +1,2 @@
 #include "../lanes/generic.hpp"
-#include "choose_kernel.hpp"
+#include "filter_kernel.hpp"

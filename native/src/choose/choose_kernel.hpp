@@ -276,7 +276,4 @@ double log_sum(const float* scores, int64_t vocab) {
 }
 
 }  // namespace
-
-const ChooseKernels choose_kernels = {choose, top, log_sum};
-
 }  // namespace stretto::STRETTO_PATH

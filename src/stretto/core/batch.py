@@ -103,6 +103,8 @@ class Model(Protocol):
     lanes: tuple[LaneSpec, ...]
     fingerprint: str
     """Checkpoint, weights format, dtype, rope variant and kernel version, hashed: part of the numerics."""
+    own_threads: bool
+    """Whether its passes run on threads of their own, which then want the cores between PyTorch's operations."""
 
     def bind(self, storage: dict[str, LaneStorage]) -> None:
         """Take the lanes' storage once, at load; passes read and write it by slot."""

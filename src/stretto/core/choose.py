@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stretto.core.filters import filtered
 from stretto.core.noise import NoiseKey, Stream, gumbel
-from stretto.core.params import SamplingParams
-from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, pick, scaled
+from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick
 from stretto.core.sampler import SamplerState
 
 
@@ -27,26 +27,31 @@ class ChoiceError(ValueError):
         self.code = code
 
 
-def choose(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None = None) -> list[int]:
-    """Return the next token of each row of `logits` (float32 [R, V]), NAN_LOGITS or NOTHING_ALLOWED for a bad row.
+def choose(
+    logits: Tensor,
+    states: Sequence[SamplerState],
+    keys: Sequence[NoiseKey] | None = None,
+    rows: Sequence[int] | None = None,
+) -> list[int]:
+    """Return the token that follows each state, NAN_LOGITS or NOTHING_ALLOWED for a bad row.
 
-    `keys` defaults to each state's own key.
+    State i chooses at row `rows[i]` (default: i) of `logits` (float32 [R, V]); `keys` defaults to the states' own.
     """
+    rows = range(len(states)) if rows is None else rows
     heat = [0.0 if state.shaped else state.params.temperature for state in states]
-    bits = [_bits(row, states, keys) if heat[row] else 0 for row in range(len(states))]
-    chosen = pick(logits, heat, bits)
+    bits = [_bits(i, states, keys) if heat[i] else 0 for i in range(len(states))]
+    chosen = pick(logits, rows, heat, bits)
     # A row whose logits are bad stays bad, whatever the filters would make of them.
-    rows = [row for row, state in enumerate(states) if state.shaped and chosen[row] >= 0]
-    if rows:
-        scores = _constrained(logits[rows], [states[row] for row in rows])
-        heat = [states[row].params.temperature for row in rows]
-        random = [place for place, each in enumerate(heat) if each]
+    shaped = [i for i, state in enumerate(states) if state.shaped and chosen[i] >= 0]
+    if shaped:
+        scores = _constrained(logits[[rows[i] for i in shaped]], [states[i] for i in shaped])
+        random = [place for place, i in enumerate(shaped) if states[i].params.temperature]
         if random:
-            scores[random] = _filtered(scores[random], [states[rows[place]] for place in random])
-        heat = [1.0 if each else 0.0 for each in heat]  # filtered scores are divided already
-        bits = [_bits(row, states, keys) if heat[place] else 0 for place, row in enumerate(rows)]
-        for row, token in zip(rows, pick(scores, heat, bits), strict=True):
-            chosen[row] = token
+            scores[random] = filtered(scores[random], [states[shaped[place]].params for place in random])
+        heat = [1.0 if states[i].params.temperature else 0.0 for i in shaped]  # filtered scores are divided already
+        bits = [_bits(i, states, keys) if heat[place] else 0 for place, i in enumerate(shaped)]
+        for i, token in zip(shaped, pick(scores, range(len(shaped)), heat, bits), strict=True):
+            chosen[i] = token
     return chosen
 
 
@@ -66,7 +71,7 @@ def perturbed(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[Noi
     if not rows:
         return scores
     random = scores if len(rows) == len(states) else scores[rows]
-    random = _filtered(random, [states[row] for row in rows])
+    random = filtered(random, [states[row].params for row in rows])
     random += gumbel([keys[row].bits(Stream.CHOICE) for row in rows], logits.shape[-1], logits.device)
     if len(rows) == len(states):
         return random
@@ -88,7 +93,7 @@ def probabilities(logits_row: Tensor, state: SamplerState) -> Tensor:
         raise ChoiceError(NOTHING_ALLOWED)
     if state.params.temperature == 0.0:
         return torch.zeros_like(scores[0], dtype=torch.float64).index_fill_(0, token, 1.0)
-    mass = _filtered(scores, [state])[0].double().exp()
+    mass = filtered(scores, [state.params])[0].double().exp()
     return mass / mass.cumsum(0)[-1]
 
 
@@ -100,9 +105,12 @@ def sample(probabilities: Tensor, bits: int) -> int:
 
 def top(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None, w: int) -> list[list[int]]:
     """Return per row the `w` tokens that lead in `choose`'s order, its own choice first; fewer where fewer may."""
-    scores = perturbed(logits, states, keys)
-    ranked = ((row, _ranked(row, w)) for row in scores)
-    return [ids[row[ids] > -math.inf].tolist() for row, ids in ranked]
+    if any(state.shaped for state in states):
+        scores, heat, bits = perturbed(logits, states, keys), [0.0] * len(states), [0] * len(states)
+    else:
+        scores, heat = logits, [state.params.temperature for state in states]
+        bits = [_bits(row, states, keys) if heat[row] else 0 for row in range(len(states))]
+    return [leaders(row, heat[place], bits[place], w) for place, row in enumerate(scores)]
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:
@@ -112,12 +120,11 @@ def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, 
     """
     result = []
     for row, token in zip(logits, chosen, strict=True):
-        shifted = row - row.max()
-        values = shifted - shifted.double().exp().cumsum(0)[-1].log().float()
-        ids = _ranked(row, top).tolist() if top else []
+        ids = leaders(row, 0.0, 0, top) if top else []
         if token not in ids:
             ids.append(token)
-        result.append(dict(zip(ids, values[ids].tolist(), strict=True)))
+        total = log_sum(row)
+        result.append({token: row[token].item() - total for token in ids})
     return result
 
 
@@ -151,56 +158,3 @@ def _constrain(scores: Tensor, state: SamplerState) -> None:
         scores[list(forbidden)] = -math.inf
     if state.committed.mask is not None:
         scores.masked_fill_(~state.committed.mask.allowed(state.mask_state).to(device), -math.inf)
-
-
-def _filtered(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """Return `scores` [R, V] shifted to a maximum of 0, divided by temperature, with filtered tokens at -inf."""
-    scores = scaled(scores, [state.params.temperature for state in states])
-    for row, state in enumerate(states):
-        if state.committed.filtered:
-            scores[row] = _filter(scores[row], state.params)
-    return scores
-
-
-def _filter(scores: Tensor, params: SamplingParams) -> Tensor:
-    """Return `scores` [V], of maximum 0, with what top-k, top-p and min-p drop at -inf."""
-    if 0 < params.top_k < len(scores) or params.top_p < 1.0:
-        kept = _nucleus(scores, params.top_k or len(scores), params.top_p)
-        scores = torch.full_like(scores, -math.inf).index_copy_(0, kept, scores[kept])
-    if params.min_p > 0.0:
-        scores = scores.masked_fill(scores < math.log(params.min_p), -math.inf)
-    return scores
-
-
-def _nucleus(scores: Tensor, k: int, p: float) -> Tensor:
-    """Return the ids of the shortest prefix of the best `k` tokens whose mass reaches `p` of theirs.
-
-    Top-p without top-k sorts a short head first and more only where its mass falls short. Sums run in the order of the
-    tokens (cumsum), because a parallel sum's bits change with the number of threads.
-    """
-    vocab = len(scores)
-    if k < vocab:
-        ids = _ranked(scores, k)
-        mass = scores[ids].double().exp().cumsum(0)
-        if p >= 1.0:
-            return ids
-        goal = mass[-1] * p
-    else:
-        goal = scores.double().exp().cumsum(0)[-1] * p
-        size = 256
-        while True:
-            ids = _ranked(scores, size)
-            mass = scores[ids].double().exp().cumsum(0)
-            if size >= vocab or mass[-1] >= goal:
-                break
-            size *= 16
-    return ids[: int((mass < goal).sum()) + 1]
-
-
-def _ranked(scores: Tensor, k: int) -> Tensor:
-    """Return int64 [min(k, V)]: the ids of the `k` largest scores [V], by value and then lower id."""
-    if k >= len(scores):
-        return scores.sort(descending=True, stable=True).indices
-    threshold = scores.topk(k).values[-1]
-    ids = (scores >= threshold).nonzero().squeeze(-1)
-    return ids[scores[ids].sort(descending=True, stable=True).indices][:k]

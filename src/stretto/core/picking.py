@@ -1,7 +1,9 @@
-"""Picks each row's best token, with or without noise: in the native library, or in PyTorch where there is none."""
+"""The best tokens of rows, with or without noise: by the native library, or by PyTorch where there is none."""
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,22 +18,56 @@ NOTHING_ALLOWED = -2  # no token may follow
 _LOWEST = torch.finfo(torch.float32).min
 
 
-def pick(scores: Tensor, temperatures: Sequence[float], bits: Sequence[int]) -> list[int]:
-    """Return each row's best token (ties: the lower id), NAN_LOGITS or NOTHING_ALLOWED for a bad row.
+def pick(scores: Tensor, rows: Sequence[int], temperatures: Sequence[float], bits: Sequence[int]) -> list[int]:
+    """Return the best token of each of `rows` (ties: the lower id), NAN_LOGITS or NOTHING_ALLOWED for a bad row.
 
-    `scores` is float32 [R, V]. A row of temperature 0 is taken as it is; others are shifted to a maximum of 0, divided
-    by their temperature, and the Gumbel noise of their 64 `bits` is added.
+    `scores` is float32 [R, V]. Where the temperature is 0 a row is taken as it is; others are shifted to a maximum of
+    0, divided by their temperature, and the Gumbel noise of their 64 `bits` is added.
     """
-    library = native.load()
-    if library is None or scores.is_cuda or scores.stride(-1) != 1:
-        tokens, values = _pick(scores, temperatures, bits)
+    library = library_for(scores)
+    if library is None:
+        tokens, values = _pick(scores if rows == range(len(scores)) else scores[list(rows)], temperatures, bits)
     else:
-        stride = scores.stride(0) if len(scores) > 1 else 0
-        address, rows = scores.data_ptr(), range(len(temperatures))
-        tokens, values = library.choose(address, stride, scores.shape[-1], list(rows), temperatures, bits)
+        stride, vocab = scores.stride(0), scores.shape[-1]
+        tokens, values = library.choose(scores.data_ptr(), stride, vocab, list(rows), temperatures, bits)
     if math.isfinite(sum(values)):
         return tokens
     return [token if math.isfinite(value) else _code(value) for token, value in zip(tokens, values, strict=True)]
+
+
+def leaders(scores: Tensor, temperature: float, bits: int, count: int) -> list[int]:
+    """Return the `count` best tokens of one row, float32 [V], best first; fewer where fewer lie above -inf."""
+    library = library_for(scores)
+    if library is not None:
+        tokens: list[int] = library.top(scores.data_ptr(), len(scores), temperature, bits, min(count, len(scores)))[0]
+        return tokens
+    if temperature:
+        scores = scaled(scores[None], [temperature])[0] + gumbel([bits], len(scores), scores.device)[0]
+    ids = ranked(scores, count)
+    return cast("list[int]", ids[scores[ids] > -math.inf].tolist())
+
+
+def log_sum(scores: Tensor) -> float:
+    """Return the logarithm of the sum of exp(`scores`), float32 [V]."""
+    library = library_for(scores)
+    if library is not None:
+        return float(library.log_sum(scores.data_ptr(), len(scores)))
+    largest = scores.max()
+    return largest.item() + (scores - largest).double().exp().cumsum(0)[-1].log().item()
+
+
+def ranked(scores: Tensor, k: int) -> Tensor:
+    """Return int64 [min(k, V)]: the ids of the `k` largest scores [V], by value and then lower id."""
+    if k >= len(scores):
+        return scores.sort(descending=True, stable=True).indices
+    threshold = scores.topk(k).values[-1]
+    ids = (scores >= threshold).nonzero().squeeze(-1)
+    return ids[scores[ids].sort(descending=True, stable=True).indices][:k]
+
+
+def library_for(scores: Tensor) -> ModuleType | None:
+    """Return the native library if it can read these rows where they lie."""
+    return None if scores.is_cuda or scores.stride(-1) != 1 else native.load()
 
 
 def scaled(scores: Tensor, temperatures: Sequence[float]) -> Tensor:

@@ -46,10 +46,8 @@ class Plain:
                 places.append(output.row(len(chunk.tokens) - 1))
         if choosing:
             logits = outputs[0].logits
-            if places != list(range(len(logits))):
-                logits = logits[places]
-            chosen = choose(logits, [c.request.state for c in choosing])
-            for place, (committed, token) in enumerate(zip(choosing, chosen, strict=True)):
+            chosen = choose(logits, [c.request.state for c in choosing], rows=places)
+            for place, committed, token in zip(places, choosing, chosen, strict=True):
                 if token < 0:
                     committed.error = choice_error(token)
                     continue

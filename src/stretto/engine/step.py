@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from stretto.core.request import Committed, Delta, Phase, Request
 from stretto.decoding.method import DecodingMethod
 from stretto.engine.pack import pack
 from stretto.engine.scheduler import Grant, Scheduler
+from stretto.kernels import native
 
 log = logging.getLogger("stretto")
 
@@ -41,6 +43,7 @@ class Engine:
     ) -> None:
         device = device or torch.device("cpu")
         self.models = dict(models)
+        self._own_threads = all(model.own_threads for model in models.values())
         self.caches = {
             name: ModelCache(
                 model,
@@ -101,6 +104,10 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Run one step; return what it added, and what ended, request by request."""
+        with native.one_torch_thread() if self._own_threads else nullcontext():
+            return self._step()
+
+    def _step(self) -> list[Delta]:
         deltas: list[Delta] = []
         self.steps += 1
         try:

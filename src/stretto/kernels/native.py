@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
 
 NOTICE = """\
@@ -60,6 +61,21 @@ def set_threads(count: int) -> None:
     """Run every native pass of this process on ``count`` threads from now on; ``ValueError`` outside 1 to 256."""
     if _library is not None:
         _library.set_threads(count)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Run PyTorch's operations on the calling thread alone.
+
+    Its other threads spin for some milliseconds behind every operation that they share (OpenMP's way to be ready for
+    the next one), on cores that the next native pass needs: a pass of eight rows took a third longer.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def move_rows(storage: Sequence[Tensor], source: list[int], target: list[int]) -> None:

@@ -14,6 +14,8 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 class Described:
     """The attributes of ``core.batch.Model``, from a specification."""
 
+    own_threads = False
+
     def __init__(
         self, spec: ModelSpec, name: str, dtype: torch.dtype, fingerprint: str, lanes: tuple[LaneSpec, ...] | None
     ) -> None:

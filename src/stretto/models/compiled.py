@@ -26,6 +26,7 @@ class CompiledTransformer(Described):
     """A ``Model`` (see ``core.batch``) whose passes run in the native library. Hidden states are fp32."""
 
     device = torch.device("cpu")
+    own_threads = True
 
     def __init__(
         self,

@@ -188,14 +188,14 @@ class Speculative:
         while asks:
             round_, asks = asks, []
             places = [walking[n].output.row(walking[n].base + 1 + ask.node) for n, ask in round_]
-            logits = walking[0].output.logits[places]
+            logits = walking[0].output.logits
             picked = [i for i, (_, ask) in enumerate(round_) if ask.want == "token"]
             tokens: dict[int, int] = {}
             if picked:
-                chosen = choose(logits[picked], [round_[i][1].state for i in picked])
+                chosen = choose(logits, [round_[i][1].state for i in picked], rows=[places[i] for i in picked])
                 tokens = dict(zip(picked, chosen, strict=True))
             for i, (number, _) in enumerate(round_):
-                advance(number, tokens.get(i, logits[i]) if i in tokens else logits[i])
+                advance(number, tokens[i] if i in tokens else logits[places[i]])
         return [end for end in ends if end is not None]
 
     def _settle(self, seen: Observation, walked: Walked) -> None:

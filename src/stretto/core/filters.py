@@ -1,0 +1,68 @@
+"""Temperature, top-k, top-p and min-p: what they leave of a row's scores, in the native library or in PyTorch.
+
+What each keeps is a prefix of the row's tokens in the order of choice (larger score first, then lower id): top-k the
+`k` best, then top-p the shortest prefix of these that has `p` of their mass, then min-p those whose probability is at
+least `p` times the best one's.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stretto.core.params import SamplingParams
+from stretto.core.picking import library_for, ranked, scaled
+
+
+def filtered(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Return `scores` [R, V] shifted to a maximum of 0 and divided by temperature, with filtered tokens at -inf.
+
+    The result may be `scores` itself, written over.
+    """
+    library = library_for(scores)
+    if library is not None:
+        counts, shares = [each.top_k for each in params], [each.top_p for each in params]
+        least = [math.log(each.min_p) if each.min_p > 0.0 else -math.inf for each in params]
+        heat = [each.temperature for each in params]
+        library.filter(scores.data_ptr(), scores.stride(0), scores.shape[-1], heat, counts, shares, least)
+        return scores
+    scores = scaled(scores, [each.temperature for each in params])
+    for row, each in enumerate(params):
+        scores[row] = _filter(scores[row], each)
+    return scores
+
+
+def _filter(scores: Tensor, params: SamplingParams) -> Tensor:
+    """Return `scores` [V], of maximum 0, with what top-k, top-p and min-p drop at -inf."""
+    if 0 < params.top_k < len(scores) or params.top_p < 1.0:
+        kept = _nucleus(scores, params.top_k or len(scores), params.top_p)
+        scores = torch.full_like(scores, -math.inf).index_copy_(0, kept, scores[kept])
+    if params.min_p > 0.0:
+        scores = scores.masked_fill(scores < math.log(params.min_p), -math.inf)
+    return scores
+
+
+def _nucleus(scores: Tensor, k: int, p: float) -> Tensor:
+    """Return the ids of the shortest prefix of the best `k` tokens whose mass reaches `p` of theirs.
+
+    Top-p without top-k sorts a short head first and more only where its mass falls short. Sums run in the order of the
+    tokens (cumsum), because a parallel sum's bits change with the number of threads.
+    """
+    vocab = len(scores)
+    if k < vocab:
+        ids = ranked(scores, k)
+        mass = scores[ids].double().exp().cumsum(0)
+        if p >= 1.0:
+            return ids
+        goal = mass[-1] * p
+    else:
+        goal = scores.double().exp().cumsum(0)[-1] * p
+        size = 256
+        while True:
+            ids = ranked(scores, size)
+            mass = scores[ids].double().exp().cumsum(0)
+            if size >= vocab or mass[-1] >= goal:
+                break
+            size *= 16
+    return ids[: int((mass < goal).sum()) + 1]
