@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import decoder
@@ -29,8 +29,11 @@ ODD = {
     "wide": specify(inner=2100),  # one row's activations are shared by threads
     "experts": specify(experts=5, inner=40, vocab=97),
 }
+Cut = tuple[int, int, bool, int]
+"""The first slice's size (0: like the others), theirs, whether there is company, threads."""
 LENGTH = 150
 """Crosses the border between two groups of 128."""
+CUTS: list[Cut] = [(115, 1, False, 1), (0, 16, True, 1), (9, 33, False, 3), (1, 128, True, 3), (0, LENGTH, True, 2)]
 
 
 def text(length: int, seed: int = 0) -> list[int]:
@@ -62,15 +65,15 @@ def set_threads(count: int) -> None:
     native.set_threads(count)
 
 
-def differences(spec: ModelSpec, case: str, ops: Ops | None = None) -> Iterator[str]:
+def differences(
+    spec: ModelSpec, case: str, ops: Ops | None = None, *, length: int = LENGTH, cuts: Sequence[Cut] = CUTS
+) -> Iterator[str]:
     """Yield in which ways of computing a text any of its logits changes by a bit."""
     lanes = Lanes(decoder.build(spec, case, ops=ops))
-    tokens = text(LENGTH)
+    tokens = text(length)
     set_threads(1)
-    alone = sliced(lanes, 0, tokens, LENGTH)
-    for number, (first, size, company, threads) in enumerate(
-        [(115, 1, False, 1), (0, 16, True, 1), (9, 33, False, 3), (1, 128, True, 3), (0, LENGTH, True, 2)]
-    ):
+    alone = sliced(lanes, 0, tokens, length)
+    for number, (first, size, company, threads) in enumerate(cuts):
         set_threads(threads)
         lanes = Lanes(lanes.model, seed=number)
         if not torch.equal(sliced(lanes, 1, tokens, size, first=first, company=company), alone):
@@ -81,6 +84,15 @@ def differences(spec: ModelSpec, case: str, ops: Ops | None = None) -> Iterator[
 @pytest.mark.parametrize("shape", ODD)
 def test_rows_are_alone(shape, case) -> None:
     assert list(differences(ODD[shape], case)) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", [case for case in decoder.CASES if case.startswith("native")])
+@pytest.mark.parametrize("shape", ODD)
+def test_rows_are_alone_at_every_size_of_a_slice(shape, case) -> None:
+    sizes = [*range(1, 65), 100, 128, 200, 512, 600]
+    cuts = [(size // 3, size, size >= 8 and size % 4 == 0, 1 + size % 3) for size in sizes]
+    assert list(differences(ODD[shape], case, length=600, cuts=cuts)) == []
 
 
 def test_a_linear_without_tiles_is_caught() -> None:

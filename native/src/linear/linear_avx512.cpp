@@ -13,7 +13,7 @@ namespace stretto::avx512 {
 namespace {
 
 constexpr int64_t block_rows = 64;         // rows of a prompt that pass over a panel together
-constexpr int64_t block_bytes = 32 << 10;  // of a panel that wait in the cache for the next tile of rows
+constexpr int64_t block_bytes = 64 << 10;  // of a panel that wait in the cache for the next tile of rows
 constexpr int64_t gathered_bytes = 512 << 10;
 constexpr int64_t partial_floats = 32 << 10;  // 128 KiB of sums, and as many totals
 constexpr int64_t exact_depth = 65536;        // int8_row: inputs that an int32 certainly holds
@@ -197,7 +197,8 @@ private:
     int64_t block, stage, lines;  // groups of a block, groups gathered at once, lines brought ahead in a group
 };
 
-// Pieces of some 25 microseconds for one row, longer for more, as rows have to be gathered for each.
+// Pieces of some 25 microseconds for one row, longer for more, as rows have to be gathered for each: of prompts 0.3 ms,
+// and up to 1.5 where all threads still get eight.
 int64_t pieces(const Matrix& matrix, int64_t rows, int threads) {
     if (rows == 0 || matrix.panels == 0) return 0;
     const int64_t blocks = row_blocks(rows), tall = (rows + blocks - 1) / blocks;
@@ -207,9 +208,10 @@ int64_t pieces(const Matrix& matrix, int64_t rows, int threads) {
     const int64_t digits = kind == Kind::fp32 || kind == Kind::int8x2 ? 2 : 1;
     const int64_t rate = kind == Kind::fp32 || kind == Kind::bf16 ? 90 : 180;
     const int64_t panel = larger(bytes / 20, matrix.depth * panel_width * tall * digits / rate) + 1;
-    const int64_t aim = tall > 32 ? 300000 : tall > 8 ? 60000 : 25000;
-    const int64_t least = smaller(threads, panel * matrix.panels / 2000 + 1);
-    int64_t wanted = larger(least, panel * matrix.panels / aim);
+    const int64_t work = panel * matrix.panels;
+    const int64_t aim = tall > 32 ? 300000 : tall > 16 ? 250000 : tall > 8 ? 150000 : tall > 4 ? 60000 : 25000;
+    int64_t wanted = larger(smaller(threads, work / 2000 + 1), work / aim);
+    if (tall > 32) wanted = smaller(wanted, larger(8 * threads / blocks, work / 1500000));
     wanted = (wanted + threads - 1) / threads * threads;
     return blocks * larger(1, smaller(wanted, matrix.panels));
 }
