@@ -21,7 +21,7 @@ _NUMBERS = count()
 class NullModel:
     """The same logits for every row, so that a step costs what the loop costs."""
 
-    name, fingerprint, width, layers, own_threads = "null", "null", 1, 1, False
+    name, fingerprint, width, layers, own_threads, rope_border = "null", "null", 1, 1, False, None
     lanes = (LaneSpec("main", "kv", (0,), 1, 1),)
 
     def __init__(self, vocab_size: int = 4096, context: int = 8192) -> None:

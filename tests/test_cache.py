@@ -30,7 +30,7 @@ class FakeModel:
     """Lanes and their storage; its rows are written by the tests."""
 
     name, vocab_size, context, width, layers, fingerprint = "fake", 4, 4096, 3, 3, "none"
-    own_threads = False
+    own_threads, rope_border = False, None
 
     def __init__(self, *lanes: LaneSpec) -> None:
         self.lanes = lanes

@@ -13,6 +13,7 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
+from published import PUBLISHED
 from safetensors.torch import load_file, save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -20,56 +21,6 @@ from stretto.models.families import FAMILIES, specify
 from stretto.models.loader import load_model
 from stretto.models.spec import ExpertsSpec
 
-# What is published on the hub under these names, in the spelling of its day.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Llama-3.1-8B": {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096,
-        "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False,
-        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
-        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": False,
-        "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                         "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-        "torch_dtype": "bfloat16", "transformers_version": "4.43.0", "use_cache": True, "vocab_size": 128256,
-    },
-    "Qwen3-8B": {
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
-        "initializer_range": 0.02, "intermediate_size": 12288, "max_position_embeddings": 40960,
-        "max_window_layers": 36, "model_type": "qwen3", "num_attention_heads": 32, "num_hidden_layers": 36,
-        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
-        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
-    },
-    "gemma-2-9b": {
-        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
-        "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584, "initializer_range": 0.02,
-        "intermediate_size": 14336, "max_position_embeddings": 8192, "model_type": "gemma2",
-        "num_attention_heads": 16, "num_hidden_layers": 42, "num_key_value_heads": 8, "pad_token_id": 0,
-        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
-        "sliding_window_size": 4096, "torch_dtype": "float32", "transformers_version": "4.42.0.dev0",
-        "use_cache": True, "vocab_size": 256000,
-    },
-    "Mixtral-8x7B-v0.1": {
-        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
-        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
-        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
-        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "transformers_version": "4.36.0.dev0", "use_cache": True, "vocab_size": 32000,
-    },
-    "gpt2": {
-        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
-        "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
-        "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1,
-        "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
-        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "vocab_size": 50257,
-    },
-}  # fmt: skip
 LLAMA = PUBLISHED["Llama-3.1-8B"]
 
 
@@ -82,6 +33,17 @@ def test_published_configurations_are_read():
     assert specs["gemma-2-9b"].tied and specs["gpt2"].tied and not specs["Qwen3-8B"].tied
     mixture = specs["Mixtral-8x7B-v0.1"].layers[0].mlp
     assert isinstance(mixture, ExpertsSpec) and (mixture.count, mixture.chosen, mixture.normalised) == (8, 2, True)
+    ropes = [layer.attention.rope for layer in specs["gemma-3-1b-it"].layers]
+    assert [len({rope}) for rope in ropes] == [1] * 26 and ropes[0] != ropes[5] == ropes[11] and ropes[0] == ropes[6]
+    assert [layer.attention.rope is None for layer in specs["c4ai-command-r7b"].layers] == [
+        False,
+        False,
+        False,
+        True,
+    ] * 8
+    slides = [layer.attention.window is not None for layer in specs["EXAONE-4.0-32B"].layers]
+    assert slides == [True, True, True, False] * 16
+    assert specs["granite-3.3-2b"].layers[0].norm.eps == pytest.approx(1e-5 / 0.22**2)
     assert specs["gpt2"].layers[0].mlp.width == 3072 and specs["gpt2"].positions == specs["gpt2"].context == 1024
 
 
@@ -121,14 +83,14 @@ def test_frequencies_equal_transformers_to_the_bit(rope: dict[str, Any], size: i
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba', expected one of llama, qwen3, gemma2, mixtral, gpt2"),
+        ({"model_type": "mamba"}, "model_type is 'mamba', expected one of llama, qwen3, gemma2, mixtral, gpt2,"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config = {'bits': 4}"),
         ({"attention_multiplier": 0.5}, "attention_multiplier = 0.5"),
         ({"sliding_window": 4096}, "sliding_window = 4096"),
-        ({"hidden_act": "relu2"}, "hidden_act is 'relu2', expected one of silu"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish', expected one of silu"),
         ({"pretraining_tp": 2}, "pretraining_tp is 2, expected 1"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1.0"),
-        ({"head_dim": 25}, "heads have 25 entries, expected an even number"),
+        ({"head_dim": 25}, "25 of a head's 25 entries turn, expected an even number"),
         ({"num_key_value_heads": 5}, r"num_key_value_heads is 5, expected a divisor of num_attention_heads \(32\)"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny', expected a positive number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected an integer of at least 1"),
@@ -136,7 +98,10 @@ def test_frequencies_equal_transformers_to_the_bit(rope: dict[str, Any], size: i
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', expected a token id"),
         ({"hidden_size": None}, "hidden_size is None, expected a value"),
         ({"rope_scaling": [2.0]}, r"rope_scaling is \[2.0\], expected an object"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic', expected one of default"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "factor is 2.0, expected 1.0"),
+        ({"rope_scaling": {"type": "dynamic"}}, "alpha is missing, expected a value"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is missing, expected a value"),
+        ({"rope_scaling": {"type": "ntk"}}, "rope_type is 'ntk', expected one of default"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing, expected a value"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "warp": 1}}, "rope_scaling: warp = 1"),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 500000.0, expected 10000.0"),
@@ -191,12 +156,12 @@ def test_older_checkpoints_with_buffers_and_without_a_root_load(tmp_path: Path):
     assert load_model(tmp_path / "gpt2").layers == load_model(tmp_path / "llama").layers == 2
 
 
-def test_ends_of_text_come_from_the_generation_configuration_first(tmp_path: Path):
+def test_ends_of_text_are_those_of_both_configurations(tmp_path: Path):
     checkpoints.make(tmp_path, "llama", eos_token_id=3)
     path = tmp_path / "generation_config.json"
     assert load_model(tmp_path).spec.eos_ids == {3}
     path.write_text(json.dumps({"eos_token_id": [4, 5]}))
-    assert load_model(tmp_path).spec.eos_ids == {4, 5}
+    assert load_model(tmp_path).spec.eos_ids == {3, 4, 5}
     path.unlink()
     assert load_model(tmp_path).spec.eos_ids == {3}
 

@@ -96,6 +96,7 @@ def test_ops_on_rows_are_right_and_alone(width, dtype) -> None:
         partial(ops.activate, up=None, activation="gelu"): F.gelu,
         partial(ops.activate, up=None, activation="gelu_tanh"): partial(F.gelu, approximate="tanh"),
         partial(ops.activate, up=None, activation="relu"): F.relu,
+        partial(ops.activate, up=None, activation="relu_squared"): lambda x: F.relu(x) ** 2,
         partial(ops.softcap, cap=3.0): lambda x: 3 * torch.tanh(x / 3),
     }
     for op, oracle in oracles.items():

@@ -22,11 +22,14 @@ PROMPT, NEW = 48, 64
 
 # Keys of the written configurations that do not change the logits. All others are altered, one at a time.
 HARMLESS = {
-    "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "dtype", "embd_pdrop", "eos_token_id",
-    "initializer_range", "max_position_embeddings", "max_window_layers", "output_router_logits", "pad_token_id",
-    "reorder_and_upcast_attn", "resid_pdrop", "router_aux_loss_coef", "router_jitter_noise", "summary_activation",
-    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "transformers_version",
-    "use_cache",
+    "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "classifier_dropout", "dtype", "embd_pdrop",
+    "embedding_dropout", "eod_token_id", "eos_token_id", "hidden_dropout", "initializer_range", "is_decoder",
+    "max_position_embeddings", "max_window_layers", "original_max_position_embeddings", "output_router_logits",
+    "pad_token_id", "reorder_and_upcast_attn", "resid_pdrop", "residual_dropout", "router_aux_loss_coef",
+    "router_jitter_noise", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "transformers_version", "use_cache",
+    # Written beside layer_types and no_rope_layers, which go before them.
+    "_sliding_window_pattern", "no_rope_layer_interval", "sliding_window_pattern",
 }  # fmt: skip
 
 # Changes to keys that the written configurations leave out, or that a small step would not show.
@@ -127,7 +130,10 @@ def stepped(value: Any) -> Any:
         return (value or 0) + 1
     if isinstance(value, float):
         return 1.5 * value if value else 0.5
-    return value[1:] + value[:1] if isinstance(value, list) else f"not-{value}"
+    if isinstance(value, list):
+        turned = value[1:] + value[:1]
+        return turned if turned != value else [stepped(one) for one in value]
+    return f"not-{value}"
 
 
 def alterations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_chats_equal_transformers(name: str, opens: bool, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_folder_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
-    oracle = saved(tmp_path, "{{ messages }}")
+    oracle = saved(tmp_path, "{% for m in messages %}{{ m.content }}<unk>{% endfor %}")
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
     mine = Tokenizer.load(tmp_path)
@@ -81,7 +81,8 @@ def test_a_checkpoint_folder_is_read_as_transformers_reads_it(tmp_path: Path) ->
     for text in [*SENTENCES, "", "<s>twice</s>"]:
         assert mine.encode(text) == oracle(text)["input_ids"] == [0, *mine.encode_plain(text)]
         assert mine.decode(mine.encode(text)) == oracle.decode(oracle(text)["input_ids"], skip_special_tokens=True)
-    assert (mine.bos, mine.eos_ids) == (0, {1, 7, 8, 9})
+    # Of the tokenizer, of the template, and of both configurations.
+    assert (mine.bos, mine.eos_ids) == (0, {1, 2, 7, 8, 9})
     assert mine.vocab_size == len(oracle)
 
 
@@ -111,8 +112,8 @@ def test_older_layouts_of_templates_and_special_tokens(tmp_path: Path) -> None:
 
 def test_folders_without_a_readable_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path) is None
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
-    with pytest.raises(ValueError, match=r"only as tokenizer\.model"):
+    (tmp_path / "vocab.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"only as vocab\.txt"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
 from stretto.weights import DTYPES, Checkpoint, dtype_name, parse_dtype, resolve
@@ -218,31 +217,20 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "zoo"
 
 
-def test_models_are_found_by_name_folder_and_id(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_found_by_name_and_folder(zoo: Path) -> None:
     assert resolve("tiny") == zoo / "tiny"
     assert resolve("./tiny") == Path("tiny")
     assert resolve(zoo) == zoo
-
-    asked: dict[str, Any] = {}
-
-    def snapshot_download(name: str, **patterns: Any) -> str:
-        asked.update(patterns, name=name)
-        return str(zoo)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert resolve("somebody/some-model") == zoo
-    offered = ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    others = ["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "tf_model.h5", "m.gguf"]
-    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
-    assert list(filter_repo_objects(offered + others, **patterns)) == offered
+    (zoo / "a.gguf").touch()
+    assert resolve(zoo / "a.gguf") == zoo / "a.gguf"
 
 
 @pytest.mark.parametrize("name", ["somebody/unknown", "./nowhere", "", "a/b/c"])
 def test_an_unknown_model_says_what_was_tried(name: str, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, **patterns: Any) -> str:
-        raise OSError(f"404: {name}")
+    def fetch(model: object, companions: object) -> Path:
+        raise FileNotFoundError(f"404: {model}")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(sys.modules[resolve.__module__], "fetch", fetch)
     with pytest.raises(FileNotFoundError, match=r"not embedded \(those are: tiny\), no folder") as caught:
         resolve(name)
     assert (f"404: {name}" in str(caught.value)) == (name == "somebody/unknown")

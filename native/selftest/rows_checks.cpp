@@ -94,9 +94,12 @@ double act(Activation activation, double x) {
         case Activation::gelu_tanh:
             return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
         case Activation::relu:
+        case Activation::relu_squared:
             break;
     }
-    return x > 0 ? x : x != x ? x : 0;
+    const double positive = x > 0 ? x : x != x ? x : 0;
+    // A square beyond fp32 is infinity.
+    return activation == Activation::relu ? positive : static_cast<float>(positive * positive);
 }
 
 void check_activations(const RowKernels& rows, Check& check, int64_t size, Random& random) {
@@ -107,7 +110,8 @@ void check_activations(const RowKernels& rows, Check& check, int64_t size, Rando
     for (int64_t i = 0; i < size; ++i)
         if (random.one_in(6)) gate[i] = hard[random.below(12)];
     const bool gated = random.one_in(2);
-    for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+    for (int32_t number = 0; number <= static_cast<int32_t>(Activation::relu_squared); ++number) {
+        const auto activation = static_cast<Activation>(number);
         check.about(text("activation %d, %lld numbers", static_cast<int>(activation), static_cast<long long>(size)));
         const Buffer<float> out = everywhere(check, gate, random, [&](float* row) {
             rows.activate(activation, row, gated ? up.data() : nullptr, size, row);

@@ -16,7 +16,7 @@ using namespace nb::literals;
 using namespace stretto;
 
 // Raised with every change of a signature below; stretto/kernels/native.py refuses a library of another age.
-constexpr int abi_version = 3;
+constexpr int abi_version = 4;
 
 using Address = std::uintptr_t;
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -137,10 +137,12 @@ void bind_ops(nb::class_<Program>& program) {
              })
         .def("heads",
              [](Program& self, int fused, int64_t query, int64_t key, int64_t value, int64_t heads,
-                const NormWords& query_norm, const NormWords& key_norm, int rope, int lane, int64_t place) {
+                const NormWords& query_norm, const NormWords& key_norm, bool together, bool behind_rope, int rope,
+                int lane, int64_t place) {
                  return add(self, with(Heads{}, [&](Heads& op) {
                                 op.fused = fused, op.query = query, op.key = key, op.value = value, op.heads = heads;
                                 op.query_norm = norm_of(self, query_norm), op.key_norm = norm_of(self, key_norm);
+                                op.together = together, op.behind_rope = behind_rope;
                                 op.rope = rope, op.lane = lane, op.place = place;
                             }));
              })

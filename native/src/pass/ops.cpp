@@ -133,15 +133,19 @@ void Heads::run(Pass& pass, Worker& worker) const {
     each_row(worker, pass.rows, [&](int64_t row) {
         float* x = pass.buffers[fused].row(row);
         const auto turn = [&](float* part, int64_t count, const Norm& norm) {
-            if (norm.kind != Normal::none)
-                for (int64_t head = 0; head < count; head++)
-                    norm.apply(pass.kernels, part + head * size, size, part + head * size);
+            const int64_t span = together ? count * size : size;
+            const auto normalise = [&] {
+                if (norm.kind == Normal::none) return;
+                for (float* at = part; at < part + count * size; at += span) norm.apply(pass.kernels, at, span, at);
+            };
+            if (!behind_rope) normalise();
             if (rope >= 0) {
                 const RopeTable& table = pass.ropes[rope];
                 const int64_t position = pass.rope[row];
                 pass.kernels.rows.rotate(part, count, size, table.pairs(), table.cosine(position),
                                          table.sine(position));
             }
+            if (behind_rope) normalise();
         };
         turn(x + query, heads, query_norm);
         turn(x + key, storage.kv_heads, key_norm);

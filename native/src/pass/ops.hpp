@@ -69,8 +69,10 @@ struct Heads : Op {
     int fused;  // buffer that holds query, key and value of each row, at these columns:
     int64_t query, key, value;
     int64_t heads;
-    Norm query_norm, key_norm;  // over each head
-    int rope;                   // number of the table; -1: none
+    Norm query_norm, key_norm;
+    bool together;     // a norm is over all heads at once, else over each
+    bool behind_rope;  // norms come behind rope, else before it
+    int rope;          // number of the table; -1: none
     int lane;
     int64_t place;
     void run(Pass&, Worker&) const override;

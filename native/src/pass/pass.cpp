@@ -9,8 +9,9 @@ void RopeTable::grow(int64_t largest) {
         const int64_t first = static_cast<int64_t>(pages_.size()) * page;
         auto turns = std::make_unique<float[]>(page * 2 * pairs());
         for (int64_t i = 0; i < page; i++) {
+            const int64_t position = (first + i) / variants_, variant = (first + i) % variants_;
             for (int64_t pair = 0; pair < pairs(); pair++) {
-                const float angle = static_cast<float>(first + i) * inverse_[pair];
+                const float angle = static_cast<float>(position) * inverse_[variant * pairs() + pair];
                 turns[(i * 2) * pairs() + pair] = static_cast<float>(std::cos(static_cast<double>(angle)) * factor_);
                 turns[(i * 2 + 1) * pairs() + pair] =
                     static_cast<float>(std::sin(static_cast<double>(angle)) * factor_);

@@ -37,19 +37,20 @@ struct LaneRows {
 // Cosines and sines by position, computed once in pages.
 class RopeTable {
 public:
-    // `inverse`: radians per position, one per pair; `factor` multiplies cosine and sine. Angles are rounded to fp32 as
-    // published models were trained with; their cosines are exact to fp32.
-    RopeTable(std::vector<float> inverse, double factor) : inverse_(std::move(inverse)), factor_(factor) {}
+    // `inverse`: radians per position, one per pair, for one variant after the other; `factor` multiplies cosine and
+    // sine. Angles are rounded to fp32 as published models were trained with; their cosines are exact to fp32.
+    // Position p in variant v has number variants * p + v.
+    RopeTable(std::vector<float> inverse, int variants, double factor)
+        : inverse_(std::move(inverse)), variants_(variants), factor_(factor) {}
     void grow(int64_t largest);
-    int64_t pairs() const { return static_cast<int64_t>(inverse_.size()); }
-    const float* cosine(int64_t position) const {
-        return pages_[position / page].get() + position % page * 2 * pairs();
-    }
-    const float* sine(int64_t position) const { return cosine(position) + pairs(); }
+    int64_t pairs() const { return static_cast<int64_t>(inverse_.size()) / variants_; }
+    const float* cosine(int64_t number) const { return pages_[number / page].get() + number % page * 2 * pairs(); }
+    const float* sine(int64_t number) const { return cosine(number) + pairs(); }
 
 private:
     static constexpr int64_t page = 256;
     std::vector<float> inverse_;
+    int64_t variants_;
     double factor_;
     std::vector<std::unique_ptr<float[]>> pages_;
 };

@@ -109,8 +109,8 @@ const float* Program::keep(const float* values, int64_t size) {
     return kept;
 }
 
-int Program::rope(std::vector<float> inverse, double factor) {
-    pass_.ropes.emplace_back(std::move(inverse), factor);
+int Program::rope(std::vector<float> inverse, int variants, double factor) {
+    pass_.ropes.emplace_back(std::move(inverse), variants, factor);
     return static_cast<int>(pass_.ropes.size()) - 1;
 }
 

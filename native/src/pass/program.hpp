@@ -36,7 +36,7 @@ public:
               const uint8_t* zeros, const float* bias);
     // A copy of `size` floats that lives as long as the program; null stays null.
     const float* keep(const float* values, int64_t size);
-    int rope(std::vector<float> inverse, double factor);
+    int rope(std::vector<float> inverse, int variants, double factor);
     int lane();
     void bind(int lane, const LaneMemory& memory) { pass_.memory.at(lane) = memory; }
 

@@ -5,7 +5,7 @@
 
 namespace stretto {
 
-enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3 };
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu_squared = 4 };
 
 struct RowKernels {
     // out = x / sqrt(mean(x^2) + eps) * weight                                     (arXiv 1910.07467)

@@ -100,6 +100,8 @@ STRETTO_KERNEL void activate(Activation activation, const float* gate, const flo
             return gated(gate, up, size, out, [](F32 x) { return gelu_tanh(x); });
         case Activation::relu:
             return gated(gate, up, size, out, [](F32 x) { return relu(x); });
+        case Activation::relu_squared:
+            return gated(gate, up, size, out, [](F32 x) { return mul(relu(x), relu(x)); });
     }
 }
 

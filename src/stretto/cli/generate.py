@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from stretto.cli import batch
 from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
@@ -16,8 +18,10 @@ from stretto.recipes.table import build_method
 
 
 def run(
-    prompt: str,
+    prompt: str | None,
     *,
+    file: Path | None,
+    out: Path | None,
     model: str,
     method: str,
     weights: str,
@@ -27,7 +31,10 @@ def run(
     stats: bool,
     as_json: bool,
 ) -> None:
-    """Load the model, stream one completion to standard output. On a terminal the prompt is shown first, in bold."""
+    """Load the model, stream one completion to standard output. On a terminal the prompt is shown first, in bold.
+
+    With ``file`` its prompts are answered into ``out`` instead.
+    """
     try:
         sampling = SamplingParams.from_dict(params)
         sampling.validate(vocab_size=2**31)
@@ -36,6 +43,11 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
+    demonstration(model)
+    if file is not None and out is not None:
+        batch.run(llm, file, out, params, method)
+        return
+    assert prompt is not None
     screen = sys.stdout.isatty()
     if screen and not as_json:
         print(f"\x1b[1m{prompt}\x1b[0m", end="", flush=True)
@@ -53,6 +65,17 @@ def run(
         print(flush=True)
     if stats:
         print(summary(done), file=sys.stderr)
+
+
+def demonstration(model: str) -> None:
+    """Say on standard error that the embedded model is no more than a demonstration, if it is that one."""
+    if model == "stretto-tiny":
+        print(
+            "stretto-tiny is a demonstration with 5.8 M weights: it shows the engine, not what models can do. "
+            "For one that can: --model Qwen/Qwen3-0.6B",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def summary(done: Completion) -> str:

@@ -14,7 +14,6 @@ app = typer.Typer(
     name="stretto",
     help="Several times faster on the machine you have, and not one character different.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,14 +41,22 @@ def generate(
     weights: WeightsOption = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
+    file: Annotated[
+        Path | None, typer.Option("--file", help='Many prompts: JSON Lines of {"prompt": ..., "params": {...}}.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where their results go; a second run resumes.")] = None,
 ) -> None:
-    """Write on from a prompt, as it comes."""
+    """Write on from a prompt, as it comes; or answer a file of prompts."""
     from stretto.cli.generate import run
 
-    text = prompt if prompt is not None else _piped()
+    if (file is None) != (out is None) or (file is not None and prompt is not None):
+        raise typer.BadParameter("--file and --out go together, without a prompt", param_hint="--file")
+    text = prompt if prompt is not None or file is not None else _piped()
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
     run(
         text,
+        file=file,
+        out=out,
         model=model,
         method=method,
         weights=weights,
@@ -58,6 +65,36 @@ def generate(
         params=params,
         stats=stats,
         as_json=as_json,
+    )
+
+
+@app.command()
+def chat(
+    model: ModelOption = "stretto-tiny",
+    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 1024,
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="What each answer took, on standard error.")] = False,
+    weights: WeightsOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Talk with a model."""
+    from stretto.cli.chat import run
+
+    params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
+    run(
+        model,
+        method=method,
+        weights=weights,
+        threads=threads,
+        device=device,
+        params=params,
+        system=system,
+        stats=stats,
     )
 
 

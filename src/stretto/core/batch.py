@@ -103,6 +103,9 @@ class Model(Protocol):
     lanes: tuple[LaneSpec, ...]
     fingerprint: str
     """Checkpoint, weights format, dtype, rope variant and kernel version, hashed: part of the numerics."""
+    rope_border: int | None
+    """Texts of more positions turn by other frequencies, all of them (LongRoPE, arXiv 2402.13753): then rope position p
+    of a shorter text has number 2 * p in ``Batch.rope``, of a longer one 2 * p + 1."""
     own_threads: bool
     """Whether its passes run on threads of their own, which then want the cores between PyTorch's operations."""
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stretto.core.request import Request
+from stretto.tokens.replies import Reply, read_reply
+from stretto.tokens.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class Completion:
     """Per prompt token; None for the first."""
     stats: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    reply: Reply | None = None
+    """Of an answer in a conversation: its thinking, text and tool calls."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -71,6 +75,22 @@ def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: in
         prompt_logprobs=[found.get(i) for i in range(len(request.prompt))] if asked else None,
         stats=request.stats.to_dict(),
         error=request.error,
+    )
+
+
+def reply_of(request: Request, tokenizer: Tokenizer | None, tools: bool) -> Reply | None:
+    """Return the fields of a finished answer in a conversation; ``tools``: whether any were offered."""
+    if tokenizer is None:
+        return None
+    params, written = request.params, request.tokens[len(request.prompt) :]
+    return read_reply(
+        tokenizer,
+        request.prompt,
+        written,
+        stop=params.stop,
+        include_stop=params.include_stop,
+        min_tokens=params.min_tokens,
+        tools=tools,
     )
 
 

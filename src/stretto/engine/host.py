@@ -1,6 +1,6 @@
 """The engine's side of the border: plain dictionaries in, plain dictionaries out.
 
-In: ``{"op": "submit", "id", "prompt" | "messages", "params": {...}, "method"}``, ``{"op": "abort", "id"}``,
+In: ``{"op": "submit", "id", "prompt" | "messages", "tools", "params": {...}, "method"}``, ``{"op": "abort", "id"}``,
 ``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and sample, the last one of a sample with
 ``"completion"``; ``{"id", "error"}`` for a request that was refused. The same loop serves a thread or a process.
 """
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from stretto.core.params import SamplingParams
 from stretto.core.request import Delta, Request
-from stretto.engine.completion import complete
+from stretto.engine.completion import complete, reply_of
 from stretto.engine.llm import LLM
 
 Message = dict[str, Any]
@@ -32,7 +32,7 @@ class Host:
 
     def __init__(self, llm: LLM, send: Callable[[Message], None]) -> None:
         self.llm, self.send = llm, send
-        self._origin: dict[int, tuple[Any, Request]] = {}
+        self._origin: dict[int, tuple[Message, Request]] = {}
         self._numbers: dict[Any, list[int]] = {}
 
     def serve(self, inbox: Inbox) -> None:
@@ -71,17 +71,25 @@ class Host:
         if name in self._numbers:
             raise ValueError(f"id={name!r} is in use: give every request its own")
         params = SamplingParams.from_dict(message.get("params") or {})
-        prompt = self.llm.encode_chat(message["messages"]) if "messages" in message else message["prompt"]
+        prompt = (
+            self.llm.encode_chat(message["messages"], message.get("tools"))
+            if "messages" in message
+            else message["prompt"]
+        )
         requests = self.llm.submit(prompt, params, message.get("method"))
         self._numbers[name] = [request.id for request in requests]
-        self._origin.update({request.id: (name, request) for request in requests})
+        self._origin.update({request.id: (message, request) for request in requests})
 
     def _tell(self, delta: Delta) -> None:
-        name, request = self._origin[delta.request]
+        message, request = self._origin[delta.request]
+        name = message.get("id")
         event: Message = {"id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)}
         if delta.finish is not None:
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
-            event["completion"] = complete(request, self.llm.fingerprint, fidelity).to_dict()
+            done = complete(request, self.llm.fingerprint, fidelity)
+            if "messages" in message:
+                done.reply = reply_of(request, self.llm.tokenizer, message.get("tools") is not None)
+            event["completion"] = done.to_dict()
             del self._origin[delta.request]
             self._numbers[name].remove(delta.request)
             if not self._numbers[name]:

@@ -17,7 +17,7 @@ from stretto.core.params import SamplingParams
 from stretto.core.request import Delta, Request
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.score import Score
-from stretto.engine.completion import Completion, Piece, complete, refused
+from stretto.engine.completion import Completion, Piece, complete, refused, reply_of
 from stretto.engine.intake import Intake, Prompt
 from stretto.engine.step import Engine
 from stretto.kernels import native
@@ -71,8 +71,8 @@ class LLM:
             native.notice_once()
         folder = Path(resolve(str(model)))
         self.name = str(model)
-        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where, progress=progress)
         self.tokenizer = Tokenizer.load(folder)
+        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where, progress=progress)
         bytes_per_token = sum(lane.bytes_per_token() for lane in self.model.lanes)
         free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else None
         capacity = cache_tokens or default_cache_tokens(bytes_per_token, self.model.context, free=free)
@@ -180,21 +180,31 @@ class LLM:
         messages: Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         method: str | None = None,
     ) -> list[Completion]:
-        """Answer a conversation (``role`` and ``content`` each) through the checkpoint's own chat template."""
-        requests = self.submit(self.encode_chat(messages), params, method)
-        self._finish(requests)
-        return [self._complete(request) for request in requests]
+        """Answer a conversation (``role`` and ``content`` each) through the checkpoint's own chat template.
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        ``tools``: JSON schemas of what the model may call. ``reply`` of each completion holds its thinking, text and
+        calls.
+        """
+        requests = self.submit(self.encode_chat(messages, tools), params, method)
+        self._finish(requests)
+        completions = [self._complete(request) for request in requests]
+        for request, completion in zip(requests, completions, strict=True):
+            completion.reply = reply_of(request, self.tokenizer, tools is not None)
+        return completions
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Return the conversation's token ids as the chat template writes it, ready for the answer.
 
         Raises ``ValueError`` when the checkpoint has no tokenizer or no template, or the template refuses it.
         """
         if self.tokenizer is None:
             raise ValueError(f"{self.name} has no tokenizer: use generate with token ids")
-        return self.tokenizer.encode_chat(messages)
+        return self.tokenizer.encode_chat(messages, tools=tools)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Return the logits behind each token: float32 [len(token_ids), vocab], on the CPU.

@@ -14,21 +14,23 @@ if TYPE_CHECKING:
 
 
 def pack(
-    chunks: Sequence[Chunk], views: Sequence[View], cache: ModelCache
+    chunks: Sequence[Chunk], views: Sequence[View], cache: ModelCache, variants: Sequence[int] | None = None
 ) -> tuple[Batch, list[int], list[Sequence[int | None]]]:
     """Return the batch, where each chunk's wanted logits begin, and each chunk's scratch rows.
 
+    ``variants``: for a model with a rope border, which of its two ropes each chunk's text has.
     Raises ``RuntimeError`` when the step's scratch rows are used up.
     """
     bases = {name: lane.storage.scratch for name, lane in cache.lanes.items() if lane.paged}
     batch = Batch(slots={lane: [] for lane in bases})
     starts: list[int] = []
     scratch_of: list[Sequence[int | None]] = []
-    for chunk, view in zip(chunks, views, strict=True):
+    for number, (chunk, view) in enumerate(zip(chunks, views, strict=True)):
         start, tables = len(batch.tokens), view.tables
         batch.parts.append(Part(chunk, start, tables))
         batch.tokens += chunk.tokens
-        batch.rope += chunk.index if chunk.rope is None else chunk.rope
+        rope = chunk.index if chunk.rope is None else chunk.rope
+        batch.rope += rope if variants is None else [2 * position + variants[number] for position in rope]
         starts.append(len(batch.wanted))
         rows = len(chunk.tokens)
         if tuple(chunk.logits) == (ALL_ROWS,):

@@ -145,9 +145,14 @@ class Scheduler:
         return rows
 
     def _bid(self, request: Request) -> int:
-        """Return the rows its method would draft; one whose bid raises drafts nothing and is ended by the engine."""
+        """Return the rows its method would draft; one whose bid raises drafts nothing and is ended by the engine.
+
+        No draft leads over the model's rope border, behind which all rows of the text are other ones.
+        """
+        border, length = self.caches[request.model].model.rope_border, len(request.tokens)
         try:
-            return self.method(request).extra(request)
+            bid = self.method(request).extra(request)
+            return bid if border is None or length > border else min(bid, border - length)
         except Exception as error:
             self.failed.append((request, error))
             return 0

@@ -157,7 +157,8 @@ class Engine:
         for chunk in rows:
             chunk.validate(model.vocab_size)
         views = [self.view(request, name, chunk.leg) for request, chunk in zip(owners, rows, strict=True)]
-        batch, firsts, scratch = pack(rows, views, self.caches[name])
+        variants = None if model.rope_border is None else [int(self._long(owner, name)) for owner in owners]
+        batch, firsts, scratch = pack(rows, views, self.caches[name], variants)
         result = model.forward(batch)
         self.rows += len(batch)
         outputs: list[Output] = []
@@ -198,8 +199,15 @@ class Engine:
     def _lineage(self, request: Request, model: str | None = None) -> str:
         method = self.methods[request.method]
         policy = method.facts.lineage if model in (None, request.model) else ""
-        parts = (self.models[model or request.model].fingerprint, policy, request.params.tenant)
+        name = model or request.model
+        long = "long" if self._long(request, name) else ""
+        parts = (self.models[name].fingerprint, policy, long, request.params.tenant)
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+    def _long(self, request: Request, model: str) -> bool:
+        """Whether the request's text lies beyond the model's rope border."""
+        border = self.models[model].rope_border
+        return border is not None and len(request.tokens) > border
 
     def _method(self, request: Request) -> DecodingMethod:
         return self.methods[request.method]
@@ -289,6 +297,7 @@ class Engine:
             return None
         if tokens and stats.first_token is None:
             stats.first_token = time.monotonic()
+        long = self._long(request, request.model)
         for count, token in enumerate(tokens, 1):
             request.state.commit(token)
             request.tokens.append(token)
@@ -303,6 +312,8 @@ class Engine:
         # Only rows of known tokens are published: behind a stop string the watermark may lie past the text.
         view.publish(request.tokens, request.shared)
         if finish is None:
+            if self._long(request, request.model) and not long:
+                self.scheduler.preempt(request)  # from here on all its rows turn by other frequencies
             return Delta(request.id, tuple(tokens), text)
         if request.text is not None:
             text += request.text.flush()

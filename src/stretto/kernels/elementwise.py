@@ -47,11 +47,17 @@ def relu(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    """Return ``max(x, 0) ** 2`` (arXiv 2109.08668); NaN stays NaN."""
+    return relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": relu,
+    "relu_squared": relu_squared,
 }
 
 
@@ -85,17 +91,24 @@ class RopeTable:
 
     PAGE = 1024
 
-    def __init__(self, inverse: tuple[float, ...], attention: float, device: torch.device) -> None:
-        """``inverse`` are radians per position, one per pair; ``attention`` multiplies cosine and sine."""
-        self._inverse = torch.tensor(inverse, dtype=torch.float32)
+    def __init__(
+        self, inverse: tuple[float, ...], attention: float, device: torch.device, beyond: tuple[float, ...] | None = None
+    ) -> None:
+        """``inverse`` are radians per position, one per pair; ``attention`` multiplies cosine and sine.
+
+        With ``beyond``, other radians, position p has number 2 * p in the first and 2 * p + 1 in the second.
+        """
+        variants = [inverse] if beyond is None else [inverse, beyond]
+        self._inverse = torch.tensor(variants, dtype=torch.float32)
         self._attention = attention
         self._table = torch.empty(0, 2, len(inverse), device=device)
 
     def rows(self, positions: Tensor, largest: int) -> tuple[Tensor, Tensor]:
         """Return cosine and sine fp32 [rows, 1, pairs] of int64 ``positions`` [rows], none above ``largest``."""
+        variants = len(self._inverse)
         while len(self._table) <= largest:
-            page = torch.arange(len(self._table), len(self._table) + self.PAGE, dtype=torch.float32)
-            angle = (page[:, None] * self._inverse).double()
+            page = torch.arange(len(self._table), len(self._table) + self.PAGE)
+            angle = ((page // variants).float()[:, None] * self._inverse[page % variants]).double()
             turns = torch.stack((angle.cos(), angle.sin()), 1) * self._attention
             self._table = torch.cat((self._table, turns.float().to(self._table.device)))
         turns = self._table.index_select(0, positions)

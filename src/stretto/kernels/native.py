@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
 
 NOTICE = """\

@@ -26,7 +26,7 @@ class Described:
         self.dtype = dtype
         self.fingerprint = fingerprint
         self.vocab_size, self.context, self.width = spec.vocab_size, spec.context, spec.width
-        self.layers = len(spec.layers)
+        self.layers, self.rope_border = len(spec.layers), spec.rope_border
         self.lanes = default_lanes(spec, DTYPES[dtype]) if lanes is None else lanes
         self.places = places(self.lanes, self.layers)
         self.storage: dict[str, LaneStorage] = {}

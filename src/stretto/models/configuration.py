@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
+_LARGEST = sys.float_info.max
 
 
 class Configuration:
@@ -23,7 +25,7 @@ class Configuration:
 
     def refuse(self, key: str, expected: str) -> ValueError:
         """Return the error that says why ``key`` cannot be honoured."""
-        value = repr(self.values[key]) if key in self.values else "missing"
+        value = f"{self.values[key]!r:.200}" if key in self.values else "missing"
         return ValueError(f"{self.place}: {key} is {value}, expected {expected}")
 
     def has(self, key: str) -> bool:
@@ -40,7 +42,7 @@ class Configuration:
     def number(self, key: str, default: float = _REQUIRED) -> float:
         """Return a positive number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self.refuse(key, "a positive number")
         return float(value)
 
@@ -77,6 +79,34 @@ class Configuration:
             raise self.refuse(key, f"a list of {count} names out of {', '.join(table)}")
         return list(value)
 
+    def numbers(self, key: str) -> list[int]:
+        """Return a list of integers of at least 0, empty where the key is absent."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in value):
+            raise self.refuse(key, "a list of integers of at least 0")
+        return list(value)
+
+    def factors(self, key: str, count: int) -> list[float]:
+        """Return a list of ``count`` positive numbers."""
+        value = self._get(key, _REQUIRED)
+        good = isinstance(value, list) and len(value) == count
+        if not good or any(isinstance(n, bool) or not isinstance(n, int | float) or n <= 0 for n in value):
+            raise self.refuse(key, f"a list of {count} positive numbers")
+        return [float(number) for number in value]
+
+    def flags(self, key: str, count: int) -> list[bool] | None:
+        """Return a list of ``count`` flags, written as 0 and 1 or as false and true, None where the key is absent."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count or any(one not in (0, 1) for one in value):
+            raise self.refuse(key, f"a list of {count} flags, each 0 or 1")
+        return [bool(one) for one in value]
+
+    def free(self, *keys: str) -> None:
+        """Take ``keys`` as read: their reader looks at ``values`` itself, or they cannot matter here."""
+        self._read.update(keys)
+
     def ids(self, key: str) -> frozenset[int]:
         """Return token ids, written as one integer, a list, or nothing."""
         value = self._get(key, None)
@@ -103,7 +133,7 @@ class Configuration:
         """Refuse every key that nobody read and that is not in ``ignored``, the keys that cannot change the logits."""
         left = [key for key in self.values if self.has(key) and key not in self._read and key not in ignored]
         if left:
-            found = ", ".join(f"{key} = {self.values[key]!r}" for key in left)
+            found = ", ".join(f"{key} = {self.values[key]!r:.200}" for key in left[:20])
             raise ValueError(
                 f"{self.place}: {found} not known for this model_type, expected no such key because it may change the "
                 "result; delete it if the model does not use it, or use a checkpoint without it"

@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stretto.models.configuration import Configuration
-from stretto.models.readers import read_gemma2, read_gpt2, read_llama, read_mixtral, read_qwen3
+from stretto.models.readers import experts, gemma, gpt, llama
 from stretto.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a weight lies in a checkpoint: tensor ``name``, of whose ``parts`` equal parts along the outputs it is
-    number ``part``; ``transposed``: a matrix stored as [in, out]."""
+    """Where a weight lies in a checkpoint: in the tensor ``name``."""
 
     name: str
-    part: int = 0
-    parts: int = 1
+    fused: tuple[str, ...] = ()
+    """The parameters that lie in that tensor one after another along the outputs, if there are several."""
+    by_head: bool = False
+    """Whether they do so head by head."""
     transposed: bool = False
+    """Whether the matrix is stored as [in, out]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Family:
     """Keys of this family that cannot change the logits."""
     buffers: str = r"rotary_emb\.inv_freq$"
     """Pattern of tensors that older checkpoints hold and that follow from the configuration."""
+    turns_neighbours: bool = False
+    """Whether rope turns the entries (2i, 2i + 1) of a head: loading brings them to i and i + pairs."""
 
     def stored(self, parameter: str) -> Stored:
         """Return where the checkpoint keeps ``parameter``, a name as in ``spec.PARAMETERS``."""
@@ -50,9 +54,9 @@ class Family:
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the row for a ``config.json``. Raises ``ValueError`` naming the families there are."""
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
-            f"config.json: model_type is {name!r}, expected one of {', '.join(FAMILIES)}; use a checkpoint of one of "
+            f"config.json: model_type is {name!r:.100}, expected one of {', '.join(FAMILIES)}; use a checkpoint of one of "
             "these families"
         )
     return FAMILIES[str(name)]
@@ -111,39 +115,45 @@ _LLAMA_NAMES: dict[str, str | Stored] = {
     "down": "layers.{i}.mlp.down_proj",
 }
 
+_HEAD_NORMS = {"query_norm": "layers.{i}.self_attn.q_norm", "key_norm": "layers.{i}.self_attn.k_norm"}
+_NORMS_BEHIND = {
+    "attention_after": "layers.{i}.post_attention_layernorm",
+    "mlp_after": "layers.{i}.post_feedforward_layernorm",
+}
+_NORMS_AROUND = _NORMS_BEHIND | {"mlp_norm": "layers.{i}.pre_feedforward_layernorm"}
+_ONE_NORM = {"mlp_norm": "layers.{i}.input_layernorm"}
+"""Both branches read the same norm."""
+_FUSED_MLP = {name: Stored("layers.{i}.mlp.gate_up_proj", ("gate", "up")) for name in ("gate", "up")}
+_HEADS = ("query", "key", "value")
+_EXPERTS = {f"expert.{name}": f"layers.{{i}}.mlp.experts.{{e}}.{name}_proj" for name in ("gate", "up", "down")}
+_DROPOUT = _words("embd_pdrop embedding_dropout hidden_dropout resid_pdrop residual_dropout classifier_dropout")
+_ROUTING = _words("output_router_logits router_aux_loss_coef router_jitter_noise")
+
+
+def _kin(
+    read: Callable[[Configuration], ModelSpec], names: Mapping[str, str | Stored] | None = None, **more: Any
+) -> Family:
+    """Return a row whose names are Llama's but for ``names``."""
+    return Family(read, {**_LLAMA_NAMES, **(names or {})}, root="model.", **more)
+
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family(read_llama, _LLAMA_NAMES, root="model."),
-    "qwen3": Family(
-        read_qwen3,
-        _LLAMA_NAMES | {"query_norm": "layers.{i}.self_attn.q_norm", "key_norm": "layers.{i}.self_attn.k_norm"},
-        root="model.",
-    ),
-    "gemma2": Family(
-        read_gemma2,
-        _LLAMA_NAMES
-        | {
-            "attention_after": "layers.{i}.post_attention_layernorm",
-            "mlp_norm": "layers.{i}.pre_feedforward_layernorm",
-            "mlp_after": "layers.{i}.post_feedforward_layernorm",
-        },
-        root="model.",
-        # An older spelling of hidden_activation and of sliding_window, which this family's models do not read.
-        ignored=_words("hidden_act sliding_window_size"),
-    ),
-    "mixtral": Family(
-        read_mixtral,
-        _LLAMA_NAMES
-        | {
+    "llama": _kin(llama.read_llama),
+    "qwen3": _kin(llama.read_qwen3, _HEAD_NORMS),
+    # An older spelling of hidden_activation and of sliding_window, which Gemma 2's models do not read.
+    "gemma2": _kin(gemma.read_gemma2, _NORMS_AROUND, ignored=_words("hidden_act sliding_window_size")),
+    "mixtral": _kin(
+        experts.read_mixtral,
+        {
             "router": "layers.{i}.block_sparse_moe.gate",
             "expert.gate": "layers.{i}.block_sparse_moe.experts.{e}.w1",
             "expert.up": "layers.{i}.block_sparse_moe.experts.{e}.w3",
             "expert.down": "layers.{i}.block_sparse_moe.experts.{e}.w2",
         },
-        root="model.",
-        ignored=_words("output_router_logits router_aux_loss_coef router_jitter_noise"),
+        ignored=_ROUTING,
     ),
     "gpt2": Family(
-        read_gpt2,
+        gpt.read_gpt2,
         {
             "embed": "wte",
             "positions": "wpe",
@@ -151,18 +161,84 @@ FAMILIES: dict[str, Family] = {
             "head": "lm_head",
             "attention_norm": "h.{i}.ln_1",
             "mlp_norm": "h.{i}.ln_2",
-            "query": Stored("h.{i}.attn.c_attn", part=0, parts=3, transposed=True),
-            "key": Stored("h.{i}.attn.c_attn", part=1, parts=3, transposed=True),
-            "value": Stored("h.{i}.attn.c_attn", part=2, parts=3, transposed=True),
+            **{name: Stored("h.{i}.attn.c_attn", _HEADS, transposed=True) for name in _HEADS},
             "output": Stored("h.{i}.attn.c_proj", transposed=True),
             "up": Stored("h.{i}.mlp.c_fc", transposed=True),
             "down": Stored("h.{i}.mlp.c_proj", transposed=True),
         },
         root="transformer.",
-        ignored=_words("""
-            attn_pdrop embd_pdrop n_ctx reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout
-            summary_proj_to_labels summary_type summary_use_proj
+        ignored=_DROPOUT
+        | _words("""
+            attn_pdrop n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout summary_proj_to_labels
+            summary_type summary_use_proj
         """),
         buffers=r"\.attn\.(bias|masked_bias)$",
     ),
+    "mistral": _kin(llama.read_mistral),
+    "ministral": _kin(llama.read_ministral),
+    "qwen2": _kin(llama.read_qwen2),
+    "qwen3_moe": _kin(
+        experts.read_qwen3_moe,
+        _HEAD_NORMS | _EXPERTS | {"router": "layers.{i}.mlp.gate"},
+        ignored=_ROUTING | _words("max_window_layers"),
+    ),
+    "gemma": _kin(gemma.read_gemma),
+    "gemma3_text": _kin(gemma.read_gemma3, _HEAD_NORMS | _NORMS_AROUND),
+    "phi3": _kin(
+        llama.read_phi3,
+        _FUSED_MLP | {name: Stored("layers.{i}.self_attn.qkv_proj", _HEADS) for name in _HEADS},
+        ignored=_DROPOUT | _words("original_max_position_embeddings"),
+    ),
+    "olmo2": _kin(llama.read_olmo2, _HEAD_NORMS | _NORMS_BEHIND),
+    "olmo3": _kin(llama.read_olmo3, _HEAD_NORMS | _NORMS_BEHIND),
+    "exaone4": _kin(llama.read_exaone4, _HEAD_NORMS | _NORMS_BEHIND),
+    "smollm3": _kin(llama.read_smollm3, ignored=_words("max_window_layers")),
+    "granite": _kin(llama.read_granite),
+    "cohere": _kin(llama.read_cohere, _ONE_NORM, turns_neighbours=True, ignored=_words("model_max_length")),
+    "cohere2": _kin(llama.read_cohere2, _ONE_NORM, turns_neighbours=True),
+    "gpt_neox": Family(
+        gpt.read_gpt_neox,
+        {
+            "embed": "embed_in",
+            "norm": "final_layer_norm",
+            "head": "embed_out",
+            "attention_norm": "layers.{i}.input_layernorm",
+            "mlp_norm": "layers.{i}.post_attention_layernorm",
+            **{name: Stored("layers.{i}.attention.query_key_value", _HEADS, by_head=True) for name in _HEADS},
+            "output": "layers.{i}.attention.dense",
+            "up": "layers.{i}.mlp.dense_h_to_4h",
+            "down": "layers.{i}.mlp.dense_4h_to_h",
+        },
+        root="gpt_neox.",
+        ignored=_DROPOUT,
+        buffers=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
+    ),
+    "starcoder2": _kin(
+        llama.read_starcoder2,
+        {"up": "layers.{i}.mlp.c_fc", "down": "layers.{i}.mlp.c_proj"},
+        # Older spellings of hidden_act and norm_epsilon, which this family's models do not read.
+        ignored=_DROPOUT | _words("activation_function layer_norm_epsilon"),
+    ),
+    "ernie4_5": _kin(llama.read_ernie4_5, turns_neighbours=True),
+    "glm": _kin(llama.read_glm, _FUSED_MLP, turns_neighbours=True),
+    "glm4": _kin(
+        llama.read_glm4,
+        _FUSED_MLP
+        | {
+            "attention_after": "layers.{i}.post_self_attn_layernorm",
+            "mlp_after": "layers.{i}.post_mlp_layernorm",
+        },
+        turns_neighbours=True,
+    ),
+    "helium": _kin(llama.read_helium, turns_neighbours=True),
+    "hunyuan_v1_dense": _kin(
+        llama.read_hunyuan,
+        {"query_norm": "layers.{i}.self_attn.query_layernorm", "key_norm": "layers.{i}.self_attn.key_layernorm"},
+        ignored=_words("eod_token_id"),
+    ),
+    "internlm3": _kin(llama.read_internlm3),
+    "seed_oss": _kin(llama.read_seed_oss, ignored=_DROPOUT),
+    "arcee": _kin(llama.read_arcee),
+    "nemotron": _kin(llama.read_nemotron),
+    "stablelm": _kin(llama.read_stablelm, ignored=_DROPOUT),
 }

@@ -37,14 +37,16 @@ def sites(spec: ModelSpec) -> Iterator[Site]:
 
 
 def _layer_sites(layer: LayerSpec, prefix: str) -> Iterator[Site]:
-    heads = tuple(f"{prefix}{name}.weight" for name in ("query", "key", "value"))
-    yield Site(f"{prefix}attention_norm", heads, layer.norm.offset)
+    if layer.norm:
+        heads = tuple(f"{prefix}{name}.weight" for name in ("query", "key", "value"))
+        yield Site(f"{prefix}attention_norm", heads, layer.norm.offset)
     mlp, blocks, router = layer.mlp, [prefix], []
     if isinstance(mlp, ExpertsSpec):
         blocks, router = [f"{prefix}experts.{number}." for number in range(mlp.count)], [f"{prefix}router.weight"]
         mlp = mlp.expert
     inner = [f"{block}{name}.weight" for block in blocks for name in (["gate", "up"] if mlp.gated else ["up"])]
-    yield Site(f"{prefix}mlp_norm", (*router, *inner), layer.norm.offset)
+    if layer.norm:
+        yield Site(f"{prefix}mlp_norm", (*router, *inner), layer.norm.offset)
     if mlp.gated:  # behind an activation a factor would change the function
         for block in blocks:
             yield Site(f"{block}up", (f"{block}down.weight",))

@@ -82,11 +82,10 @@ class Attention:
         self._ops = weights.ops
         self._input = weights.packed(prefix, ("query", "key", "value"), spec.bias)
         self._output = weights.packed(prefix, ("output",), spec.output_bias, sharded=True)
-        self._norm: Norm | None = None
+        self._norms: list[Norm] = []
+        """Of query and key."""
         if spec.head_norm is not None:
-            query, key = (weights[f"{prefix}{name}_norm.weight"].float() for name in ("query", "key"))
-            both = torch.cat((query.expand(spec.heads, -1), key.expand(spec.kv_heads, -1))) + spec.head_norm.offset
-            self._norm = partial(self._ops.rms_norm, weight=both, eps=spec.head_norm.eps)
+            self._norms = [weights.norm(f"{prefix}{name}_norm", spec.head_norm) for name in ("query", "key")]
 
     def __call__(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         """Return the branch's result [rows, width] for the normed rows ``x``."""
@@ -95,12 +94,25 @@ class Attention:
         fused = self._ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
         heads = fused.view(x.shape[0], -1, spec.head_size)
         both, value = heads[:, :turned], heads[:, turned:]
-        if self._norm is not None:
-            both = self._norm(both)
+        if not spec.norm_behind_rope:
+            both = self._normed(both)
         if turn is not None:
             both = self._ops.rotate(both, *turn)
+        if spec.norm_behind_rope:
+            both = self._normed(both)
         out = attend(both[:, : spec.heads], both[:, spec.heads :], value)
         return self._ops.linear(out, self._output)[:, : x.shape[1]]
+
+    def _normed(self, both: Tensor) -> Tensor:
+        """Return query and key [rows, heads + kv_heads, head_size] behind their norms, if there are any."""
+        if not self._norms:
+            return both
+        parts = both[:, : self.spec.heads], both[:, self.spec.heads :]
+        if self.spec.norm_span == "all":
+            normed = [norm(part.flatten(1)).view_as(part) for norm, part in zip(self._norms, parts, strict=True)]
+        else:
+            normed = [norm(part) for norm, part in zip(self._norms, parts, strict=True)]
+        return torch.cat(normed, 1)
 
 
 class Mlp:
@@ -148,21 +160,29 @@ class Branch(Protocol):
 
 
 class Layer:
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """The two branches of a layer, and their norms."""
 
     def __init__(self, spec: LayerSpec, weights: Weights, prefix: str) -> None:
         self.attention = Attention(spec.attention, weights, prefix)
         self._mlp: Branch = (
             Experts(spec.mlp, weights, prefix) if isinstance(spec.mlp, ExpertsSpec) else Mlp(spec.mlp, weights, prefix)
         )
-        self._norms = [weights.norm(f"{prefix}{name}_norm", spec.norm) for name in ("attention", "mlp")]
-        self._after: list[Norm] | None = None
-        if spec.after is not None:
-            self._after = [weights.norm(f"{prefix}{name}_after", spec.after) for name in ("attention", "mlp")]
+        self._parallel = spec.parallel
+        self._before = self._norms(weights, prefix, "norm", spec.norm)
+        self._after = self._norms(weights, prefix, "after", spec.after)
+
+    @staticmethod
+    def _norms(weights: Weights, prefix: str, kind: str, spec: NormSpec | None) -> list[Norm]:
+        """Return the norms of both branches."""
+        if spec is None:
+            return [_as_it_is] * 2
+        return [weights.norm(f"{prefix}{branch}_{kind}", spec) for branch in ("attention", "mlp")]
 
     def __call__(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         """Return the rows [rows, width] behind the layer."""
-        out = self.attention(self._norms[0](x), turn, attend)
-        x = x + (out if self._after is None else self._after[0](out))
-        out = self._mlp(self._norms[1](x))
-        return x + (out if self._after is None else self._after[1](out))
+        between = x + self._after[0](self.attention(self._before[0](x), turn, attend))
+        return between + self._after[1](self._mlp(self._before[1](x if self._parallel else between)))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x

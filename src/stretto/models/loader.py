@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +10,16 @@ from pathlib import Path
 import torch
 
 from stretto.models.backend import AnyTransformer, build, numerics
+from stretto.models.bounds import check_bounds
 from stretto.models.families import family_of, specify
 from stretto.models.sources import CheckpointParameters, Parameters, Progress, QuantizedParameters, own_precision
 from stretto.models.spec import ModelSpec
+from stretto.tokens.folder import end_ids
+from stretto.models.stored import StoredParameters, open_checkpoint
 from stretto.weights import Checkpoint, dtype_name, parse_dtype, resolve
 from stretto.weights.formats import FORMATS, WeightFormat, own_format
 from stretto.weights.storage import KEY, Record, read_record
+from stretto.weights.stored import StoredQuantized
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +46,10 @@ def load_model(
     activations = _precision(dtype) or source.own()
     if source.record is None and "auto" in (dtype, weights) and source.checkpoint.dtype is torch.float16:
         _log.warning("%s is stored in fp16, which is widened to fp32", source.checkpoint.folder)
+    if weights == "auto" and isinstance(source.checkpoint, StoredQuantized) and source.checkpoint.kinds:
+        _log.warning("%s", source.checkpoint.note())
     spec = source.spec
-    if spec.embedding_scale != 1.0:  # a factor in the precision of the activations is what the model was trained with
+    if spec.rounds_scale:
         spec = replace(spec, embedding_scale=float(torch.tensor(spec.embedding_scale, dtype=activations)))
     device = torch.device(device)
     fingerprint = _fingerprint(source.content(), spec, activations, source.parameters.matrices, device)
@@ -78,12 +83,16 @@ def open_source(model: str | Path, weights: str) -> Source:
     """Open the checkpoint ``model`` for the weights format asked for; raises as ``load_model`` does."""
     folder = model if isinstance(model, Path) else resolve(model)
     asked = _format(weights)
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     record = read_record(checkpoint)
-    config = {key: value for key, value in checkpoint.config.items() if record is None or key != KEY}
+    known = record is not None or isinstance(checkpoint, StoredQuantized)
+    config = {key: value for key, value in checkpoint.config.items() if not known or key != KEY}
+    check_bounds(config, len(checkpoint.names()), folder)
     spec, family = specify(config), family_of(config)
-    spec = replace(spec, eos_ids=_end_ids(folder) or spec.eos_ids)
+    spec = replace(spec, eos_ids=spec.eos_ids | end_ids(folder))
     if record is None:
+        if asked is None and isinstance(checkpoint, StoredQuantized):
+            return Source(checkpoint, None, spec, StoredParameters(checkpoint, family, spec))
         form = asked or own_format(own_precision(checkpoint))
         return Source(checkpoint, None, spec, CheckpointParameters(checkpoint, family, spec, form))
     form = FORMATS[record.format]
@@ -108,13 +117,6 @@ def _format(asked: str) -> WeightFormat | None:
         known = ", ".join(FORMATS)
         raise ValueError(f"weights is {asked!r}, expected auto or one of {known}; auto keeps what the checkpoint has")
     return None if asked == "auto" else FORMATS[asked]
-
-
-def _end_ids(folder: Path) -> frozenset[int]:
-    """Return the ids that end a text according to ``generation_config.json``, which goes before ``config.json``."""
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
 
 def _fingerprint(content: str, spec: ModelSpec, dtype: torch.dtype, weights: WeightFormat, device: torch.device) -> str:

@@ -14,14 +14,14 @@ from torch import Tensor
 from stretto.kernels.linear import SHARDS, round_up
 from stretto.kernels.quantized import Quantized
 from stretto.models.parameters import parameter_shapes
-from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from stretto.models.spec import AttentionSpec, ExpertsSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
 PANEL = 32
 """Outputs of a panel; each fused matrix begins at a panel of its own."""
 
 LAYOUTS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 ACTIVATIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int8_row": 3, "int8x2": 4}
-FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu_squared": 4}
 
 NormWords = tuple[int, int, int, int, float]
 """Kind (1: rms, 2: layer), addresses of weight and bias, their size, epsilon."""
@@ -75,10 +75,14 @@ class Lowering:
         self._shapes["head"] = self._shapes["embed"]
         self.fused, self._attended, self._inner, self._branch, self._routes, self._part, self._total = self._buffers()
         ropes = dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope)
-        self._ropes = {rope: self.program.rope(list(rope.inverse), rope.attention) for rope in ropes if rope}
+        self._ropes = {rope: self._rope(rope) for rope in ropes if rope}
         self.head = self._embed()
         self.layers = [self._layer(number, layer, *places[number]) for number, layer in enumerate(spec.layers)]
         self._logits()
+
+    def _rope(self, rope: RopeSpec) -> int:
+        variants = [rope.inverse] if rope.beyond is None else [rope.inverse, rope.beyond]
+        return int(self.program.rope([each for one in variants for each in one], len(variants), rope.attention))
 
     def _buffers(self) -> tuple[int, ...]:
         attentions = [layer.attention for layer in self._spec.layers]
@@ -108,8 +112,10 @@ class Lowering:
         assert isinstance(found, Tensor), name
         return found.float().contiguous()
 
-    def _norm(self, name: str, norm: NormSpec) -> NormWords:
+    def _norm(self, name: str, norm: NormSpec | None) -> NormWords:
         """Return the words of a norm; the library copies what they point to when the op is added."""
+        if norm is None:
+            return NO_NORM
         weight = self._vector(f"{name}.weight") + norm.offset
         bias = self._vector(f"{name}.bias") if norm.bias else None
         self._kept += [weight] if bias is None else [weight, bias]
@@ -174,24 +180,33 @@ class Lowering:
         return head
 
     def _layer(self, number: int, layer: LayerSpec, lane: int, place: int) -> LayerOps:
-        program, prefix, width, start = self.program, f"layers.{number}.", self._spec.width, len(self.program)
+        prefix, start = f"layers.{number}.", len(self.program)
+        if layer.parallel:  # the second branch comes first, because it reads what the first one adds to
+            self._mlp(layer, prefix, self._branch)
+            attend = self._attention(layer, prefix, lane, place)
+            self.program.add_normed(NO_NORM, self._branch, HIDDEN, self._spec.width)
+            return LayerOps(start, attend, len(self.program))
         attend = self._attention(layer, prefix, lane, place)
-        mlp = layer.mlp
-        norm = self._norm(f"{prefix}mlp_norm", layer.norm)
         out = HIDDEN if layer.after is None else self._branch
+        self._mlp(layer, prefix, out)
+        if layer.after is not None:
+            self.program.add_normed(self._norm(f"{prefix}mlp_after", layer.after), out, HIDDEN, self._spec.width)
+        return LayerOps(start, attend, len(self.program))
+
+    def _mlp(self, layer: LayerSpec, prefix: str, out: int) -> None:
+        """Add a layer's second branch, whose result joins the hidden states or goes to the buffer ``out``."""
+        program, mlp, width = self.program, layer.mlp, self._spec.width
+        norm = self._norm(f"{prefix}mlp_norm", layer.norm)
         if isinstance(mlp, ExpertsSpec):
             self._mixture(mlp, prefix, norm, out)
-        else:
-            into = self._fuse(_inputs(mlp, prefix), bias=mlp.bias)
-            down = self._fuse([f"{prefix}down"], bias=mlp.bias, sharded=True)
-            program.prepare(norm, HIDDEN, width, into.activations)
-            program.multiply(into.matrix, self._inner, False)
-            gate, up = _gate_and_up(mlp, into)
-            program.activate(FUNCTIONS[mlp.activation], self._inner, gate, up, mlp.width, down.activations)
-            program.multiply(down.matrix, out, out == HIDDEN)
-        if layer.after is not None:
-            program.add_normed(self._norm(f"{prefix}mlp_after", layer.after), out, HIDDEN, width)
-        return LayerOps(start, attend, len(program))
+            return
+        into = self._fuse(_inputs(mlp, prefix), bias=mlp.bias)
+        down = self._fuse([f"{prefix}down"], bias=mlp.bias, sharded=True)
+        program.prepare(norm, HIDDEN, width, into.activations)
+        program.multiply(into.matrix, self._inner, False)
+        gate, up = _gate_and_up(mlp, into)
+        program.activate(FUNCTIONS[mlp.activation], self._inner, gate, up, mlp.width, down.activations)
+        program.multiply(down.matrix, out, out == HIDDEN)
 
     def _attention(self, layer: LayerSpec, prefix: str, lane: int, place: int) -> int:
         """Add a layer's first branch; return the number of the op that reads the cache."""
@@ -205,7 +220,10 @@ class Lowering:
             norms = [self._norm(f"{prefix}{name}_norm", spec.head_norm) for name in ("query", "key")]
         rope = -1 if spec.rope is None else self._ropes[spec.rope]
         query, key, value, _ = into.columns
-        program.heads(self.fused, query, key, value, spec.heads, *norms, rope, lane, place)
+        together = spec.norm_span == "all"
+        program.heads(
+            self.fused, query, key, value, spec.heads, *norms, together, spec.norm_behind_rope, rope, lane, place
+        )
         cap, window = spec.softcap or 0.0, spec.window or 0
         attend = program.attend(self.fused, self._attended, query, spec.heads, lane, place, spec.scale, cap, window)
         program.prepare(NO_NORM, self._attended, spec.heads * spec.head_size, output.activations)

@@ -21,10 +21,12 @@ def parameter_shapes(spec: ModelSpec) -> Shapes:
 
 
 def _layer(layer: LayerSpec, width: int) -> Shapes:
-    shapes = _norm("attention_norm", layer.norm, width) | _attention(layer.attention, width)
+    shapes = _norm("attention_norm", layer.norm, width) if layer.norm else {}
+    shapes |= _attention(layer.attention, width)
     if layer.after:
         shapes |= _norm("attention_after", layer.after, width)
-    shapes |= _norm("mlp_norm", layer.norm, width)
+    if layer.norm:
+        shapes |= _norm("mlp_norm", layer.norm, width)
     if isinstance(layer.mlp, ExpertsSpec):
         shapes["router.weight"] = (layer.mlp.count, width)
         for expert in range(layer.mlp.count):
@@ -42,8 +44,9 @@ def _attention(attention: AttentionSpec, width: int) -> Shapes:
     for name, size in {"query": queries, "key": keys, "value": keys}.items():
         shapes |= _linear(name, size, width, attention.bias)
     if attention.head_norm:
-        shapes |= _norm("query_norm", attention.head_norm, attention.head_size)
-        shapes |= _norm("key_norm", attention.head_norm, attention.head_size)
+        together = attention.norm_span == "all"
+        shapes |= _norm("query_norm", attention.head_norm, queries if together else attention.head_size)
+        shapes |= _norm("key_norm", attention.head_norm, keys if together else attention.head_size)
     return shapes | _linear("output", width, queries, attention.output_bias)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stretto.models.gguf import GgufCheckpoint
 from stretto.models.loader import open_source
 from stretto.models.sources import CheckpointParameters, Progress
+from stretto.tokens.gguf import load_gguf_tokenizer
 from stretto.weights import dtype_name
 from stretto.weights.formats import FORMATS
 from stretto.weights.storage import write_folder
@@ -36,4 +38,6 @@ def quantize(model: str | Path, folder: Path, weights: str, progress: Progress |
     }
     source.parameters.progress = progress
     write_folder(folder, source.checkpoint, source.parameters.items(), facts)
+    if isinstance(source.checkpoint, GgufCheckpoint) and (tokenizer := load_gguf_tokenizer(source.checkpoint.folder)):
+        tokenizer.save(folder)
     return source.parameters.summary()

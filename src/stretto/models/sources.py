@@ -16,7 +16,7 @@ from stretto.kernels.quantized import Quantized
 from stretto.models.families import Family, Stored
 from stretto.models.folding import Folding
 from stretto.models.parameters import parameter_shapes
-from stretto.models.spec import ModelSpec
+from stretto.models.spec import AttentionSpec, ModelSpec
 from stretto.weights import Checkpoint
 from stretto.weights.formats import FORMATS, WeightFormat, own_format
 from stretto.weights.storage import read_matrix, shapes_of
@@ -82,6 +82,8 @@ class CheckpointParameters(Parameters):
     def __init__(self, checkpoint: Checkpoint, family: Family, spec: ModelSpec, matrices: WeightFormat) -> None:
         super().__init__(spec, matrices)
         self._checkpoint = checkpoint
+        self._spec = spec
+        self._turns_neighbours = family.turns_neighbours
         self._plan = _plan(checkpoint, family, spec)
         if "head" in self:
             self._plan.setdefault("head", self._plan["embed"])
@@ -105,11 +107,42 @@ class CheckpointParameters(Parameters):
 
     def _raw(self, name: str) -> Tensor:
         """Return a parameter as the checkpoint has it."""
+        return self._arranged(name, self._checkpoint.get(self._plan[name].name))
+
+    def _arranged(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the outputs of ``name``, in our order, out of the tensor that holds them."""
         stored = self._plan[name]
-        tensor = self._checkpoint.get(stored.name)
         if stored.transposed:
             tensor = tensor.T
-        return tensor.chunk(stored.parts)[stored.part] if stored.parts > 1 else tensor
+        layer, _, stem = name.rpartition(".")[0].rpartition(".")
+        if stored.fused:
+            tensor = self._part(tensor, stored, layer, stem, name.rpartition(".")[2])
+        if self._turns_neighbours and stem in ("query", "key"):
+            tensor = _halves(tensor, self._spec.layers[int(layer.rpartition(".")[2])].attention)
+        return tensor
+
+    def _part(self, tensor: Tensor, stored: Stored, layer: str, stem: str, kind: str) -> Tensor:
+        """Return the outputs of ``stem`` among those of the parameters that share its tensor."""
+        place = stored.fused.index(stem)
+        sizes = [self._shapes[f"{layer}.{part}.{kind}"][0] for part in stored.fused]
+        if not stored.by_head:
+            return tensor[sum(sizes[:place]) : sum(sizes[: place + 1])]
+        heads = self._spec.layers[int(layer.rpartition(".")[2])].attention.heads
+        parts = tensor.view(heads, len(sizes), -1, *tensor.shape[1:])
+        return parts[:, place].reshape(-1, *tensor.shape[1:])
+
+
+def _halves(tensor: Tensor, attention: AttentionSpec) -> Tensor:
+    """Return a projection whose heads hold the entries (2i, 2i + 1), which rope turns, at i and i + pairs.
+
+    Query and key in the same other order have the same products.
+    """
+    if attention.rope is None:
+        return tensor
+    pairs = len(attention.rope.inverse)
+    order = [*range(0, 2 * pairs, 2), *range(1, 2 * pairs, 2), *range(2 * pairs, attention.head_size)]
+    heads = tensor.view(-1, attention.head_size, *tensor.shape[1:])
+    return heads[:, order].reshape(tensor.shape)
 
 
 def own_precision(checkpoint: Checkpoint) -> torch.dtype:
@@ -163,7 +196,10 @@ def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> dict[str, 
             "one of its flags does not describe these weights"
         )
     for ours, shape in shapes.items():
-        _check_shape(checkpoint, plan[ours], shape)
+        head, _, kind = ours.rpartition(".")
+        layer = head.rpartition(".")[0]
+        outputs = sum(shapes[f"{layer}.{part}.{kind}"][0] for part in plan[ours].fused) or shape[0]
+        _check_shape(checkpoint, plan[ours], (outputs, *shape[1:]))
     return plan
 
 
@@ -176,8 +212,7 @@ def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
 
 
 def _check_shape(checkpoint: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> None:
-    whole = (shape[0] * stored.parts, *shape[1:])
-    expected = whole[::-1] if stored.transposed else whole
+    expected = shape[::-1] if stored.transposed else shape
     if checkpoint.shape(stored.name) != expected:
         raise ValueError(
             f"{checkpoint.folder}: tensor {stored.name} has shape {list(checkpoint.shape(stored.name))}, expected "

@@ -30,6 +30,9 @@ class RopeSpec:
 
     inverse: tuple[float, ...]
     attention: float = 1.0
+    beyond: tuple[float, ...] | None = None
+    """Other frequencies, by which texts of more than ``border`` positions turn, all of them (LongRoPE)."""
+    border: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,11 @@ class AttentionSpec:
     """Biases on query, key and value."""
     output_bias: bool = False
     head_norm: NormSpec | None = None
-    """Norm over each head of query and key, before rope (Qwen3)."""
+    """Norm of query and of key, before rope (Qwen3)."""
+    norm_span: Literal["head", "all"] = "head"
+    """What is normalised at once: one head, or all heads together (OLMo 2)."""
+    norm_behind_rope: bool = False
+    """Whether rope comes first (Hunyuan)."""
     window: int | None = None
     """A row sees itself and the window - 1 positions before it."""
     softcap: float | None = None
@@ -57,7 +64,7 @@ class MlpSpec:
     """A feed-forward block: ``gated`` computes down(act(gate x) * up x), else down(act(up x))."""
 
     width: int
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"] = "silu"
     gated: bool = True
     bias: bool = False
 
@@ -75,12 +82,16 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """x + attention(norm x), then x + mlp(norm x); ``after`` norms each branch's result too (Gemma 2)."""
+    """x + attention(norm x), then x + mlp(norm x)."""
 
     attention: AttentionSpec
     mlp: MlpSpec | ExpertsSpec
-    norm: NormSpec
+    norm: NormSpec | None
+    """What each branch reads is normed, or x itself (OLMo 2)."""
     after: NormSpec | None = None
+    """Each branch's result is normed too (Gemma 2)."""
+    parallel: bool = False
+    """Both branches read the same x: x + attention(norm x) + mlp(norm x) (GPT-J, GPT-NeoX). Without ``after``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +107,25 @@ class ModelSpec:
     tied: bool = False
     positions: int = 0
     embedding_scale: float = 1.0
+    rounds_scale: bool = False
+    """Whether that factor is rounded to the precision of the activations, as its family was trained (Gemma)."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     eos_ids: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def rope_border(self) -> int | None:
+        """The number of positions above which the layers turn by other frequencies, if there is one."""
+        return next((each.attention.rope.border for each in self.layers if each.attention.rope is not None), None)
 
 
 PARAMETERS = """Names under which the transformer looks its weights up (shapes as in torch.nn.Linear: [out, in]).
 
 embed [vocab, width]; positions [positions, width]; norm.weight, norm.bias [width]; head [vocab, width] unless tied;
 per layer ``layers.{i}.``:
-  attention_norm.*, mlp_norm.*, attention_after.*, mlp_after.*        weight, bias [width]
+  attention_norm.*, mlp_norm.*, attention_after.*, mlp_after.*        weight, bias [width], where there is such a norm
   query, key, value, output                                            .weight, .bias
-  query_norm.weight, key_norm.weight                                   [head_size]
+  query_norm.weight, key_norm.weight                                   [head_size], or that of all heads together
   gate, up, down                                                       .weight, .bias
   router.weight [experts, width]; experts.{e}.gate|up|down             .weight
 """

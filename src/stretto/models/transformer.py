@@ -54,7 +54,9 @@ class Transformer(Described):
         self._norm = weights.norm("norm", spec.norm)
         self.stack = [Layer(layer, weights, f"layers.{number}.") for number, layer in enumerate(spec.layers)]
         ropes = {layer.attention.rope for layer in spec.layers} - {None}
-        self._tables = {rope: RopeTable(rope.inverse, rope.attention, self.device) for rope in ropes if rope}
+        self._tables = {
+            rope: RopeTable(rope.inverse, rope.attention, self.device, rope.beyond) for rope in ropes if rope
+        }
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Result:

@@ -1,7 +1,22 @@
-"""Between text and token ids: tokenizer, incremental detokenization, chat templates."""
+"""Between text and token ids: tokenizer, incremental detokenization, chat templates, replies."""
 
 from stretto.tokens.chat import render
 from stretto.tokens.detokenize import StreamDecoder, TextStream
-from stretto.tokens.tokenizer import Tokenizer, end_ids
+from stretto.tokens.folder import end_ids
+from stretto.tokens.replies import Reply, ReplyParser, ToolCall, parse, read_reply
+from stretto.tokens.sandbox import TemplateLimitError
+from stretto.tokens.tokenizer import Tokenizer
 
-__all__ = ["StreamDecoder", "TextStream", "Tokenizer", "end_ids", "render"]
+__all__ = [
+    "Reply",
+    "ReplyParser",
+    "StreamDecoder",
+    "TemplateLimitError",
+    "TextStream",
+    "Tokenizer",
+    "ToolCall",
+    "end_ids",
+    "parse",
+    "read_reply",
+    "render",
+]

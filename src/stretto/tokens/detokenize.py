@@ -43,9 +43,8 @@ class _Window:
     it is wrong, so nothing of it is certain before the token that follows the run.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
         self._given: list[int] = []
         self._held: list[int] = []
 
@@ -66,25 +65,31 @@ class _Window:
 
     def _texts(self) -> tuple[str, str]:
         decode = self._tokenizer.decode
-        return decode(self._given, self._skip_special), decode(self._given + self._held, self._skip_special)
+        return decode(self._given, False), decode(self._given + self._held, False)
 
 
 class StreamDecoder:
-    """Decodes a growing sequence of tokens; the joined results equal ``tokenizer.decode`` of all of them."""
+    """Decodes a growing sequence of tokens; the joined results equal ``tokenizer.decode`` of all of them.
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+    The special tokens in ``reveal`` are shown all the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, reveal: frozenset[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._source: _Source = _ByteStream(tokenizer) if tokenizer.byte_level else _Window(tokenizer, skip_special)
+        self._reveal = reveal
+        self._source: _Source = _ByteStream(tokenizer) if tokenizer.byte_level else _Window(tokenizer)
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that has become certain with these tokens; it never ends inside a character."""
-        shown = (token for token in token_ids if self._tokenizer.shows(token, self._skip_special))
-        return "".join(self._source.push(token) for token in shown)
+        return "".join(self._source.push(token) for token in token_ids if self._shows(token))
 
     def finish(self) -> str:
         """The text still held back: bytes that never became a character come out as U+FFFD."""
         return self._source.finish()
+
+    def _shows(self, token: int) -> bool:
+        return self._tokenizer.shows(token, self._skip_special and token not in self._reveal)
 
 
 class TextStream:
@@ -95,7 +100,8 @@ class TextStream:
     One that is complete within the first ``min_tokens`` tokens does not count. The deltas of :meth:`push` and
     :meth:`flush` joined are ``.text`` at any time.
 
-    ``tokens`` counts the tokens pushed until the text stopped, that is, how many were needed.
+    The special tokens in ``reveal`` are shown with ``skip_special`` too. ``tokens`` counts the tokens pushed until the
+    text stopped, that is, how many were needed.
     """
 
     def __init__(
@@ -106,10 +112,11 @@ class TextStream:
         *,
         skip_special: bool = True,
         min_tokens: int = 0,
+        reveal: frozenset[int] = frozenset(),
     ) -> None:
         if "" in stop:
             raise ValueError("stop holds an empty string, which would end every text at once; leave it out")
-        self._decoder = StreamDecoder(tokenizer, skip_special)
+        self._decoder = StreamDecoder(tokenizer, skip_special, reveal)
         self._stop = stop
         self._include_stop = include_stop
         self._min_tokens = min_tokens
@@ -158,7 +165,7 @@ class TextStream:
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that begins a stop string."""
-        return max((_overlap(self._pending, stop) for stop in self._stop), default=0)
+        return max((overlap(self._pending, stop) for stop in self._stop), default=0)
 
     def _give(self, keep: int) -> str:
         border = len(self._pending) - keep
@@ -167,7 +174,7 @@ class TextStream:
         return delta
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning of ``stop``, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

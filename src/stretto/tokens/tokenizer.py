@@ -1,8 +1,7 @@
-"""The tokenizer of a checkpoint folder, as its ``tokenizer.json`` defines it."""
+"""The tokenizer of a checkpoint folder: ``tokenizer.json``, or ``tokenizer.model`` of SentencePiece."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,10 +10,15 @@ from typing import Any
 
 import tokenizers
 
-from stretto.tokens.chat import render
+from stretto.tokens.bounds import check_growth, check_parts
+from stretto.tokens.chat import render, turn_end
+from stretto.tokens.folder import chat_templates, check_size, end_ids, special_tokens
+from stretto.tokens.gguf import load_gguf_tokenizer
+from stretto.tokens.gguf_header import find_gguf
+from stretto.tokens.pieces import SentencePiece, load_pieces
 
-# Files of tokenizers that other libraries read and that hold no tokenizer.json.
-_LEGACY = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
+# Files of tokenizers that only other libraries read.
+_LEGACY = ("spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -22,56 +26,82 @@ class Tokenizer:
     """Text to token ids and back.
 
     ``bos`` is the id of the begin token or None, ``eos_ids`` the ids that end a text (the union of ``config.json``,
-    ``generation_config.json`` and the tokenizer's own), ``special_tokens`` their spelling by role, ``chat_template``
-    the default template or None, ``vocab_size`` the number of tokens, added ones included (a model's output may be
-    padded beyond it).
+    ``generation_config.json``, the tokenizer's own and what the chat template writes behind an assistant's words),
+    ``special_tokens`` their spelling by role, ``chat_template`` the default template or None, ``vocab_size`` the number
+    of tokens, added ones included (a model's output may be padded beyond it).
     """
 
     def __init__(
         self,
-        core: tokenizers.Tokenizer,
+        core: tokenizers.Tokenizer | SentencePiece,
         *,
         special_tokens: Mapping[str, str] | None = None,
         eos_ids: frozenset[int] = frozenset(),
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
     ) -> None:
-        """``special_tokens`` maps roles such as ``bos_token`` and ``eos_token`` to the text of their tokens."""
-        core.no_truncation()
-        core.no_padding()
+        """``special_tokens`` maps roles such as ``bos_token`` and ``eos_token`` to the text of their tokens.
+
+        ``chat_template`` is one template, or several by name: ``default``, and ``tool_use`` for where tools are given.
+        """
+        if isinstance(core, tokenizers.Tokenizer):
+            core.no_truncation()
+            core.no_padding()
         self._core = core
         self.special_tokens = dict(special_tokens or {})
-        self.chat_template = chat_template
+        named = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        self._templates: dict[str, str] = named
+        self.chat_template = named.get("default")
         self.bos = self._id_of("bos_token")
         own_eos = self._id_of("eos_token")
         self.eos_ids = eos_ids if own_eos is None else eos_ids | {own_eos}
+        self._added = core.get_added_tokens_decoder()
+        self._hidden = frozenset(i for i, token in self._added.items() if token.special)
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
-        self._hidden = frozenset(i for i, token in core.get_added_tokens_decoder().items() if token.special)
         self._bytes: dict[int, bytes] = {}
+        self.eos_ids |= self._turn_ends()
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer | None:
         """Read the tokenizer of a checkpoint folder; None when the folder has none (it then serves token ids).
 
-        Raises ValueError when a file cannot be read or only a legacy format is there.
+        Raises ValueError when a file cannot be read, when only a legacy format is there, and when the chat template
+        goes beyond a limit.
         """
         folder = Path(folder)
+        if (file := find_gguf(folder)) is not None:
+            return cls._of_gguf(file)
         path = folder / "tokenizer.json"
         if not path.is_file():
+            pieces = folder / "tokenizer.model"
+            if pieces.is_file():
+                model, special = load_pieces(pieces)
+                return cls(model, special_tokens=special, eos_ids=end_ids(folder), chat_template=chat_templates(folder))
             legacy = [name for name in _LEGACY if (folder / name).is_file()]
             if legacy:
                 raise ValueError(
-                    f"{folder} holds its tokenizer only as {legacy[0]}; Stretto reads tokenizer.json. Write one with "
-                    "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+                    f"{folder} holds its tokenizer only as {legacy[0]}; Stretto reads tokenizer.json and "
+                    "tokenizer.model. Write one with transformers: "
+                    "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
                 )
             return None
+        check_size(path)
+        check_parts(path)
         try:
             core = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer this version of `tokenizers` can read: {error}") from None
-        config = _read_json(folder / "tokenizer_config.json")
-        special = {**_special(_read_json(folder / "special_tokens_map.json")), **_special(config)}
-        template = _chat_template(folder, config)
-        return cls(core, special_tokens=special, eos_ids=end_ids(folder), chat_template=template)
+        check_growth(core, path)
+        special = special_tokens(folder)
+        return cls(core, special_tokens=special, eos_ids=end_ids(folder), chat_template=chat_templates(folder))
+
+    @classmethod
+    def _of_gguf(cls, file: Path) -> Tokenizer | None:
+        found = load_gguf_tokenizer(file)
+        if found is None:
+            return None
+        return cls(
+            found.core, special_tokens=found.special_tokens, eos_ids=found.eos_ids, chat_template=found.templates
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the begin token exactly where the tokenizer's own post-processor puts it."""
@@ -99,22 +129,27 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation in the checkpoint's chat template; see :func:`stretto.tokens.chat.render`.
 
-        Raises ValueError when the checkpoint has no chat template.
+        The text of the template decides about the begin token; none is added to it. Raises ValueError when the
+        checkpoint has no chat template.
         """
-        if self.chat_template is None:
+        named = self._templates.get("tool_use") if tools is not None else None
+        template = self.chat_template if named is None else named
+        if template is None:
             raise ValueError(
                 "this checkpoint has no chat template (neither chat_template.jinja nor chat_template in "
-                "tokenizer_config.json); write the prompt as text instead"
+                "chat_template.json or tokenizer_config.json); write the prompt as text instead"
             )
         variables = {"bos_token": "", "eos_token": "", **self.special_tokens, **kwargs}
-        text = render(
-            self.chat_template, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
+        text = render(template, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
         return self.encode_plain(text)
 
     def shows(self, token: int, skip_special: bool = True) -> bool:
         """Whether a token takes part in decoding: it exists and is not a special token to be skipped."""
         return token >= 0 and self._core.id_to_token(token) is not None and not (skip_special and token in self._hidden)
+
+    def special_ids(self, spellings: Sequence[str]) -> frozenset[int]:
+        """The ids of those special tokens, which decoding passes over, that have one of these spellings."""
+        return frozenset(i for i in self._hidden if self._added[i].content in spellings)
 
     @cached_property
     def byte_level(self) -> bool:
@@ -142,6 +177,14 @@ class Tokenizer:
             ) from None
         return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def _turn_ends(self) -> frozenset[int]:
+        """The added token that the chat template writes behind an assistant's words, wherever they stand."""
+        if self.chat_template is None:
+            return frozenset()
+        behind = [self.encode_plain(text.lstrip())[:1] for text in turn_end(self.chat_template, **self.special_tokens)]
+        always = [first for first in behind[:1] if behind.count(first) == len(behind)]
+        return frozenset(token for first in always for token in first if token in self._added)
+
     def _id_of(self, role: str) -> int | None:
         spelling = self.special_tokens.get(role)
         return None if spelling is None else self._core.token_to_id(spelling)
@@ -164,46 +207,3 @@ def _spelled_bytes(spelling: str) -> bytes:
         return bytes(_ALPHABET[character] for character in spelling)
     except KeyError:
         return spelling.encode("utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object")
-    return value
-
-
-def _special(config: Mapping[str, Any]) -> dict[str, str]:
-    """Spelling of the special tokens by role: an entry is a string or a dict with ``content``."""
-    found: dict[str, str] = {}
-    for role, value in config.items():
-        spelling = value.get("content") if isinstance(value, dict) else value
-        if role.endswith("_token") and isinstance(spelling, str):
-            found[role] = spelling
-    return found
-
-
-def end_ids(folder: str | Path) -> frozenset[int]:
-    """The ids that end a text according to ``config.json`` and ``generation_config.json`` of a checkpoint folder."""
-    ids: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        value = _read_json(Path(folder) / name).get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    return frozenset(ids)
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The default template: a file of its own, a string, or the entry named ``default`` of a list of templates."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template

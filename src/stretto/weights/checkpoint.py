@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import KeysView
 from functools import cached_property
@@ -14,12 +15,16 @@ from typing import Any
 
 import torch
 
+from stretto.weights.documents import read_document
 from stretto.weights.dtypes import DTYPES, dtype_name
 from stretto.weights.shard import Entry, Shard
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_READ = (".json", ".jinja", ".model", ".safetensors")  # endings of files that are read in a folder
+_MAX_CONFIG = 4_000_000  # bytes
+_MAX_INDEX = 50_000_000  # bytes; also of the headers of all files together
 
 
 class Checkpoint:
@@ -31,7 +36,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         """Raises FileNotFoundError when a file is missing, ValueError when one is damaged or of a refused kind."""
         self.folder = Path(folder)
-        self.config: dict[str, Any] = _json_object(self.folder / "config.json")
+        _refuse_links(self.folder)
+        self.config: dict[str, Any] = read_document(self.folder / "config.json", _MAX_CONFIG)
         self._home = self._open()
 
     def names(self) -> KeysView[str]:
@@ -101,7 +107,7 @@ class Checkpoint:
 
     def _open(self) -> dict[str, Shard]:
         """The file of every tensor."""
-        index, single = self.folder / _INDEX, self.folder / _SINGLE
+        index, single = self.folder / INDEX, self.folder / SINGLE
         if index.is_file():
             return self._open_shards(index)
         if single.is_file():
@@ -110,7 +116,7 @@ class Checkpoint:
                 raise ValueError(f"{single} holds no tensor; download it again")
             return dict.fromkeys(shard.entries, shard)
         files = sorted(path.name for path in self.folder.iterdir())
-        pickles = [name for name in files if name.endswith(_PICKLES)]
+        pickles = [name for name in files if name.endswith(PICKLES)]
         if pickles:
             raise ValueError(
                 f"{self.folder} holds its weights only as {pickles[0]}, a pickle, which can run any code when it is "
@@ -118,34 +124,50 @@ class Checkpoint:
                 "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
             )
         raise FileNotFoundError(
-            f"{self.folder} holds neither {_SINGLE} nor {_INDEX}, only: {', '.join(files) or 'nothing'}"
+            f"{self.folder} holds neither {SINGLE} nor {INDEX}, only: {', '.join(files) or 'nothing'}"
         )
 
     def _open_shards(self, index: Path) -> dict[str, Shard]:
-        placed = _json_object(index).get("weight_map")
-        if not isinstance(placed, dict) or not placed:
-            raise ValueError(f"{index} has no weight_map, which says where each tensor lies; download it again")
+        placed = read_index(index)
         shards: dict[str, Shard] = {}
-        for file in sorted(set(map(str, placed.values()))):
-            # As Windows reads paths, both slashes and drive letters lead away from the folder.
-            if PureWindowsPath(file).name != file or not file.endswith(".safetensors"):
-                raise ValueError(f"{index} names the file {file!r}; expected a *.safetensors file beside it")
+        headers = 0
+        for file in sorted(set(placed.values())):
             if not (self.folder / file).is_file():
-                raise FileNotFoundError(f"{self.folder / file} is missing, though {_INDEX} names it; download it again")
+                raise FileNotFoundError(f"{self.folder / file} is missing, though {INDEX} names it; download it again")
             shards[file] = Shard(self.folder / file)
+            headers += shards[file].header_size
+            if headers > _MAX_INDEX:
+                raise ValueError(f"{self.folder} has headers of over {_MAX_INDEX} bytes in all, expected no more")
         for name, file in placed.items():
             if name not in shards[file].entries:
-                raise ValueError(f"{self.folder / file} lacks the tensor {name!r}, which {_INDEX} places there")
+                raise ValueError(f"{self.folder / file} lacks the tensor {name!r:.200}, which {INDEX} places there")
         return {name: shards[file] for name, file in placed.items()}
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a folder with a checkpoint in Hugging Face's layout")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of each tensor as an index tells it. Raises ``ValueError`` unless all are names of files."""
+    placed = read_document(path, _MAX_INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError(f"{path} has no weight_map, which says where each tensor lies; download it again")
+    for file in set(map(str, placed.values())):
+        # As Windows reads paths, both slashes and drive letters lead away from the folder.
+        if PureWindowsPath(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{path} names the file {file!r:.200}; expected a *.safetensors file beside it")
+    return placed
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse links out of the folder, which could pass a private file off as part of a model.
+
+    In the hub's cache each file of ``snapshots/<commit>`` is a link into ``blobs`` beside it: these may stay.
+    """
+    home = Path(os.path.realpath(folder))
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    for path in home.iterdir() if home.is_dir() else ():
+        if not path.is_symlink() or not path.name.endswith(_READ):
+            continue
+        if not Path(os.path.realpath(path)).is_relative_to(home) and (home / path.readlink()).parent.resolve() != blobs:
+            raise ValueError(
+                f"{folder / path.name} is a link to {path.readlink()}, which leaves the folder; put a copy of the file "
+                "there if it is meant to be part of the model"
+            )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from stretto.weights.hub import fetch, parse
 
 _ZOO = Path(__file__).parent.parent / "zoo"
 
@@ -12,15 +13,15 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
 )
-"""Files beside the weights: of tokenizer, chat and generation. The legacy tokenizer is taken along so that its refusal
+"""Files beside the weights: of tokenizer, chat and generation. Legacy tokenizers are taken along so that their refusal
 can be told."""
-
-# What a checkpoint needs and no more: other formats of the same weights are left on the hub.
-_WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *COMPANIONS]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def embedded() -> list[str]:
@@ -29,34 +30,32 @@ def embedded() -> list[str]:
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder of a model: an embedded one by its name, a local folder, or one of the Hugging Face hub by its id.
+    """The folder of a model, or its GGUF file: an embedded one by its name, a local one, or one of the Hugging Face hub
+    by its id, ``owner/name``, if need be with a revision and a GGUF file: ``owner/name@revision:FILE``.
 
     Looked up in this order; write ``./name`` for a folder that is named like an embedded model. A hub model is
     downloaded to the hub's own cache on first use.
 
-    Raises FileNotFoundError that says what was tried when there is no such model.
+    Raises ``FileNotFoundError`` where there is no such model, and for a hub id what ``hub.fetch`` raises; each says
+    what was tried.
     """
     name = str(model)
     if name in embedded():
         return _ZOO / name
-    folder = Path(model).expanduser()
-    if name and folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise FileNotFoundError(f"model is {name!r}, a file; expected the folder it lies in, with its config.json")
-    tried = f"no folder {folder.absolute()}"
-    if _HUB_ID.fullmatch(name):
-        try:
-            return _download(name)
-        except Exception as error:  # whatever it was, the person asked for a model and gets to know why there is none
-            reason = str(error).strip().splitlines()
-            tried += f", and the Hugging Face hub said: {type(error).__name__}: {reason[0] if reason else ''}"
-    raise FileNotFoundError(
-        f"model is {name!r}, which was not found: not embedded (those are: {', '.join(embedded()) or 'none'}), {tried}"
+    path = Path(model).expanduser()
+    if name and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
+        return path
+    if path.is_file():
+        raise FileNotFoundError(
+            f"model is {name!r}, a file; expected the folder it lies in, with its config.json, or a .gguf file"
+        )
+    tried = (
+        f"model is {name!r}: not embedded (those are: {', '.join(embedded()) or 'none'}), no folder {path.absolute()}"
     )
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+    asked = parse(name)
+    if asked is None:
+        raise FileNotFoundError(f"{tried}, and no id of the Hugging Face hub, which look like owner/name")
+    try:
+        return fetch(asked, COMPANIONS)
+    except OSError as error:
+        raise type(error)(f"{tried}; on the Hugging Face hub, {error}") from None

@@ -7,7 +7,6 @@ length, that many bytes of JSON, then the tensors' bytes).
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from stretto.weights.documents import parse_document
 
 _DTYPES = {
     "F64": torch.float64,
@@ -31,12 +32,14 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_MAX_HEADER = 100_000_000  # bytes; the limit the format itself sets
+_MAX_HEADER = 25_000_000  # bytes; what the hub itself reads of a file
+_MAX_TENSORS = 100_000  # of one file
+_MAX_AXES, _MAX_LENGTH = 8, 1 << 48  # of a shape
 _SAMPLE = 4096  # bytes
 _PIECE = 4 << 20  # bytes read at a time when a tensor is converted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Where a tensor lies in its file: bytes ``start`` to ``end``, counted from the beginning of the file."""
 
@@ -55,22 +58,41 @@ class Shard:
     """The tensors of one file by name, in ``entries``; nothing but the header is read until :meth:`read`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError when the file is damaged or holds a dtype that is not known."""
+        """Raises ValueError when the file is damaged, lays tensors over each other or holds a dtype not known."""
         self.path = path
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER, size - 8):
+            if size < 8 or length > size - 8:
                 raise ValueError(f"{path} is not a complete safetensors file ({size} bytes); download it again")
-            try:
-                header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
-                self.entries = {name: _entry(facts, 8 + length) for name, facts in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} has a header that cannot be read ({error}); download it again") from None
-        needed = max((entry.end for entry in self.entries.values()), default=0)
-        if needed > size:
-            raise ValueError(f"{path} is cut off at byte {size} of {needed}; download it again")
+            if length > _MAX_HEADER:
+                raise ValueError(f"{path} has a header of {length} bytes, expected at most {_MAX_HEADER}")
+            header = file.read(length)
+        if header.count(b"{") > _MAX_TENSORS:  # each has one; to count first costs a hundredth of reading them
+            raise ValueError(f"{path} holds more than {_MAX_TENSORS} tensors; expected several files of fewer each")
+        try:
+            facts = parse_document(header)
+            facts.pop("__metadata__", None)
+            self.entries = {name: _entry(name, each, 8 + length) for name, each in facts.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} has a header that cannot be read ({error}); download it again") from None
+        self.header_size = length
+        self._check_layout(8 + length, size)
+
+    def _check_layout(self, origin: int, size: int) -> None:
+        """Refuse a file whose tensors do not fill the bytes from ``origin`` to ``size`` one behind another."""
+        end = origin
+        for name, entry in sorted(self.entries.items(), key=lambda item: (item[1].start, item[1].end)):
+            if entry.start != end:
+                what = "begins inside the tensor before it" if entry.start < end else "leaves bytes before it unused"
+                raise ValueError(
+                    f"{self.path}: tensor {name!r:.200} {what}; the file was not written by a known writer"
+                )
+            end = entry.end
+        if end > size:
+            raise ValueError(f"{self.path} is cut off at byte {size} of {end}; download it again")
+        if end < size:
+            raise ValueError(f"{self.path} goes on for {size - end} bytes behind its last tensor; download it again")
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor in memory of its own, converted to ``dtype`` if given; 4 MiB is all it takes beside the result."""
@@ -112,11 +134,15 @@ class Shard:
             return head + file.read(_SAMPLE)
 
 
-def _entry(facts: dict[str, Any], origin: int) -> Entry:
+def _entry(name: str, facts: dict[str, Any], origin: int) -> Entry:
+    """Return where a tensor lies; ``origin`` is the byte of the file from which its header counts."""
     if facts["dtype"] not in _DTYPES:
-        raise ValueError(f"dtype {facts['dtype']!r} is not known")
-    start, end = facts["data_offsets"]
-    entry = Entry(_DTYPES[facts["dtype"]], tuple(facts["shape"]), origin + start, origin + end)
-    if start < 0 or min(entry.shape, default=0) < 0 or entry.size != math.prod(entry.shape) * entry.dtype.itemsize:
-        raise ValueError(f"a tensor of shape {facts['shape']} and dtype {facts['dtype']} at bytes {start} to {end}")
-    return entry
+        raise ValueError(f"tensor {name!r:.200} has dtype {facts['dtype']!r:.50}, expected one of {', '.join(_DTYPES)}")
+    dtype, shape, (start, end) = _DTYPES[facts["dtype"]], facts["shape"], facts["data_offsets"]
+    whole = all(type(number) is int and 0 <= number < _MAX_LENGTH for number in (*shape[: _MAX_AXES + 1], start, end))
+    if not whole or len(shape) > _MAX_AXES or end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"tensor {name!r:.200} has shape {shape!r:.100} and dtype {facts['dtype']}, but lies at bytes "
+            f"{start!r:.50} to {end!r:.50}"
+        )
+    return Entry(dtype, tuple(shape), origin + start, origin + end)

@@ -1,0 +1,231 @@
+"""An assistant's reply taken apart: its thinking, what it says, and the tools it calls.
+
+Formats read, by their published descriptions: thinking between ``<think>`` and ``</think>`` (also when the template
+has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` (Mistral),
+``<|python_tag|>{...}`` and, where tools were offered, a reply that is one JSON object with a name and its arguments
+(Llama 3). What looks like a call and is not one stays text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stretto.tokens.detokenize import TextStream, overlap
+from stretto.tokens.tokenizer import Tokenizer
+
+_THINK, _UNTHINK = "<think>", "</think>"
+# What opens a call, and what closes it; None: the end of the reply.
+_CALLS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": None, "<|python_tag|>": None}
+_KEYS = ('"name"', '"type"', '"function"')
+"""First keys of a reply that is one call."""
+_MAX_BLANKS = 4
+"""Blanks before a thinking block or a bare call."""
+MARKERS = (_THINK, _UNTHINK, *_CALLS, *(closing for closing in _CALLS.values() if closing))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model wants called."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Reply:
+    """A reply, or what a piece of one adds to it."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, other: Reply) -> None:
+        """Append what ``other`` adds."""
+        self.text += other.text
+        self.thinking += other.thinking
+        self.tool_calls += other.tool_calls
+
+
+class ReplyParser:
+    """Takes a reply apart while it is written; what :meth:`push` and :meth:`finish` return, added up, is the reply.
+
+    Text and thinking come at once, except an end that may become a marker. A call comes when it is whole.
+    """
+
+    def __init__(self, thinking: bool = False, tools: bool = False) -> None:
+        """``thinking``: the prompt has opened a thinking block. ``tools``: tools were offered."""
+        self._tools = tools
+        self._pending = ""
+        self._closing: str | None = None
+        self._opening = ""
+        self._skip_blanks = thinking
+        self._read = self._thinking if thinking else self._start
+        self._final = False
+
+    def push(self, piece: str) -> Reply:
+        """Take the next piece of the reply; returns what has become certain."""
+        self._pending += piece
+        return self._advance()
+
+    def finish(self) -> Reply:
+        """What was held back, when nothing follows."""
+        self._final = True
+        return self._advance()
+
+    def _advance(self) -> Reply:
+        found = Reply()
+        while self._read(found):
+            pass
+        return found
+
+    def _start(self, found: Reply) -> bool:
+        """Nothing but blanks so far: thinking or a bare call may begin. Returns whether to go on reading."""
+        begun = self._pending.lstrip()
+        if len(self._pending) - len(begun) > _MAX_BLANKS:
+            self._read = self._text
+        elif begun.startswith(_THINK):
+            self._pending = begun.removeprefix(_THINK)
+            self._read, self._skip_blanks = self._thinking, True
+        elif self._tools and begun.startswith("{"):
+            self._opening, self._closing, self._pending = "", None, begun
+            self._read = self._call
+        elif self._final or not _THINK.startswith(begun):
+            self._read = self._text
+        else:
+            return False
+        return True
+
+    def _thinking(self, found: Reply) -> bool:
+        if self._blanks():
+            return False
+        before, marker, after = self._pending.partition(_UNTHINK)
+        if not marker:
+            found.thinking += self._certain((_UNTHINK,))
+            return False
+        found.thinking += before
+        self._pending = after
+        self._read, self._skip_blanks = self._text, True
+        return True
+
+    def _text(self, found: Reply) -> bool:
+        if self._blanks():
+            return False
+        place, opening = min(
+            ((place, opening) for opening in _CALLS if (place := self._pending.find(opening)) >= 0), default=(-1, "")
+        )
+        if place < 0:
+            found.text += self._certain(tuple(_CALLS))
+            return False
+        found.text += self._pending[:place]
+        self._pending = self._pending[place + len(opening) :]
+        self._opening, self._closing = opening, _CALLS[opening]
+        self._read = self._call
+        return True
+
+    def _call(self, found: Reply) -> bool:
+        """A call has begun; it is read when it is whole, and is text when it turns out to be none."""
+        body, closing, after = self._pending.partition(self._closing) if self._closing else (self._pending, "", "")
+        if not _may_be_call(self._opening, body):
+            calls = None
+        elif closing or self._final:
+            calls = _calls(body, bare=not self._opening)
+        else:
+            return False
+        if calls is None and not closing and not self._final:
+            body, after = "", body
+        if calls is None:
+            found.text += self._opening + body + closing
+        else:
+            found.tool_calls += calls
+        self._pending, self._read, self._skip_blanks = after, self._text, calls is not None
+        return True
+
+    def _blanks(self) -> bool:
+        """Drop blanks behind a marker; returns whether there may be more of them to drop."""
+        if self._skip_blanks:
+            self._pending = self._pending.lstrip()
+            self._skip_blanks = not self._pending
+        return self._skip_blanks
+
+    def _certain(self, markers: Sequence[str]) -> str:
+        """Take what is pending, except an end that begins one of ``markers``."""
+        keep = 0 if self._final else max(overlap(self._pending, marker) for marker in markers)
+        border = len(self._pending) - keep
+        text, self._pending = self._pending[:border], self._pending[border:]
+        return text
+
+
+def parse(text: str, thinking: bool = False, tools: bool = False) -> Reply:
+    """Take a whole reply apart; see :class:`ReplyParser` for the arguments."""
+    parser = ReplyParser(thinking, tools)
+    reply = parser.push(text)
+    reply.add(parser.finish())
+    return reply
+
+
+def read_reply(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    stop: tuple[str, ...] = (),
+    include_stop: bool = False,
+    min_tokens: int = 0,
+    tools: bool = False,
+) -> Reply:
+    """Take apart the tokens that a model wrote behind ``prompt``, a conversation as its template writes it.
+
+    Markers that are special tokens, which the text leaves out, are read as well. ``stop``, ``include_stop`` and
+    ``min_tokens`` are those of :class:`TextStream`. The prompt tells whether the template has opened a thinking block.
+    """
+    opened = tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(_THINK)
+    reveal = tokenizer.special_ids(MARKERS)
+    stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=reveal)
+    for token in tokens:
+        stream.push(token)
+    stream.flush()
+    return parse(stream.text, opened, tools)
+
+
+def _may_be_call(opening: str, body: str) -> bool:
+    """Whether what follows ``opening`` so far is the beginning of a call; any text may stand in a tag that closes."""
+    begun = body.lstrip()
+    if opening:
+        return _CALLS[opening] is not None or begun[:1] in ("", "{", "[")
+    inner = begun[1:].lstrip()
+    return any(inner.startswith(key) or key.startswith(inner) for key in _KEYS)
+
+
+def _calls(body: str, bare: bool) -> list[ToolCall] | None:
+    """The calls that ``body`` spells as JSON values, side by side or in a list; None when it spells anything else."""
+    calls: list[ToolCall] = []
+    rest = body.strip()
+    while rest:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest)
+        except (ValueError, RecursionError):
+            return None
+        for entry in value if isinstance(value, list) else [value]:
+            call = _one_call(entry, bare)
+            if call is None:
+                return None
+            calls.append(call)
+        rest = rest[end:].lstrip().removeprefix(";").lstrip()
+    return calls or None
+
+
+def _one_call(entry: Any, bare: bool) -> ToolCall | None:
+    if isinstance(entry, dict) and isinstance(entry.get("function"), dict):
+        entry = entry["function"]
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    arguments = entry.get("arguments", entry.get("parameters", None if bare else {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    return ToolCall(entry["name"], arguments) if isinstance(arguments, dict) else None

@@ -1,0 +1,150 @@
+"""Replies taken apart: the common formats, whatever the pieces they come in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_tokenizers import byte_level
+
+from stretto import SamplingParams
+from stretto.tokens import Reply, ReplyParser, Tokenizer, ToolCall, parse, read_reply
+from stretto.tokens.replies import MARKERS
+
+HERMES = '<tool_call>\n{"name": "ask", "arguments": {"n": 1}}\n</tool_call>'
+ASK = [ToolCall("ask", {"n": 1})]
+CASES: list[tuple[str, dict[str, bool], Reply]] = [
+    ("Hello.", {}, Reply("Hello.")),
+    ("  \n Hello.\n", {}, Reply("  \n Hello.\n")),
+    ("<think>\nHm.\n</think>\n\nYes.", {}, Reply("Yes.", "Hm.\n")),
+    ("\n<think>Hm.</think>", {}, Reply("", "Hm.")),
+    ("\nHm. <think>?</think> Yes.", {"thinking": True}, Reply("Yes.", "Hm. <think>?")),
+    ("Hm., cut short", {"thinking": True}, Reply("", "Hm., cut short")),
+    ("Tags such as <think> and </think> are read.", {}, Reply("Tags such as <think> and </think> are read.")),
+    (HERMES, {}, Reply(tool_calls=ASK)),
+    (f"<think>a</think>Wait.\n{HERMES}\n{HERMES}\n", {}, Reply("Wait.\n", "a", ASK + ASK)),
+    (HERMES.removesuffix("\n</tool_call>"), {}, Reply(tool_calls=ASK)),
+    (f"{HERMES} then text", {}, Reply("then text", tool_calls=ASK)),
+    ("<tool_call>{'name': 1}</tool_call> so", {}, Reply("<tool_call>{'name': 1}</tool_call> so")),
+    ('<tool_call>{"name": "now"}</tool_call>', {}, Reply(tool_calls=[ToolCall("now", {})])),
+    (
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+        {},
+        Reply('<tool_call>{"name": 3, "arguments": {}}</tool_call>'),
+    ),
+    (
+        '[TOOL_CALLS][{"name": "ask", "arguments": {"n": 1}}, {"name": "b", "arguments": {}}]',
+        {},
+        Reply(tool_calls=[*ASK, ToolCall("b", {})]),
+    ),
+    ('[TOOL_CALLS] [{"name": "ask", "arguments": "{\\"n\\": 1}", "id": "x"}]', {}, Reply(tool_calls=ASK)),
+    ("[TOOL_CALLS] are markers", {}, Reply("[TOOL_CALLS] are markers")),
+    ('<|python_tag|>{"name": "ask", "parameters": {"n": 1}}', {}, Reply(tool_calls=ASK)),
+    ("<|python_tag|>print(1)", {}, Reply("<|python_tag|>print(1)")),
+    ('{"name": "ask", "parameters": {"n": 1}}', {"tools": True}, Reply(tool_calls=ASK)),
+    (
+        '{"type": "function", "function": {"name": "ask", "parameters": {"n": 1}}}; '
+        '{"name": "ask", "parameters": {"n": 1}}',
+        {"tools": True},
+        Reply(tool_calls=ASK + ASK),
+    ),
+    ('{"name": "ask", "parameters": {"n": 1}}', {}, Reply('{"name": "ask", "parameters": {"n": 1}}')),
+    ('{"name": "Ann", "age": 3}', {"tools": True}, Reply('{"name": "Ann", "age": 3}')),
+    ('{ "weather": "fine"}', {"tools": True}, Reply('{ "weather": "fine"}')),
+    (
+        '{"name": "ask", "parameters": ' + "[" * 5000,
+        {"tools": True},
+        Reply('{"name": "ask", "parameters": ' + "[" * 5000),
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "expected"), CASES)
+def test_common_formats_are_read_into_fields(text: str, options: dict[str, bool], expected: Reply) -> None:
+    assert parse(text, **options) == expected
+
+
+def streamed(parser: Any, pieces: list[str]) -> Reply:
+    """The reply as its pieces add up, the last of them what was held back."""
+    reply = Reply()
+    for piece in pieces:
+        reply.add(parser.push(piece))
+    reply.add(parser.finish())
+    return reply
+
+
+PARTS = st.sampled_from(
+    [*MARKERS, HERMES, '{"name": "a", "parameters": {}}', '[{"name": "a"}]', " ", "\n", "{", "<", "[T", "word"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(PARTS, max_size=8).map("".join),
+    cuts=st.lists(st.integers(1, 9)),
+    thinking=st.booleans(),
+    tools=st.booleans(),
+)
+def test_pieces_add_up_to_the_whole(text: str, cuts: list[int], thinking: bool, tools: bool) -> None:
+    pieces, rest = [], text
+    for cut in cuts:
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    whole = parse(text, thinking, tools)
+    assert streamed(ReplyParser(thinking, tools), [*pieces, rest]) == whole
+    assert streamed(ReplyParser(thinking, tools), list(text)) == whole
+    if not any(marker in text for marker in MARKERS) and not thinking and not tools:
+        assert whole == Reply(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ab<>think/ [TOOL_CALLS]|\n", max_size=60))
+def test_no_more_is_held_back_than_a_marker(text: str) -> None:
+    for thinking in (False, True):
+        parser, shown = ReplyParser(thinking), 0
+        for count, letter in enumerate(text, 1):
+            delta = parser.push(letter)
+            shown += len(delta.text) + len(delta.thinking)
+            if (thinking and "</think>" in text) or "<t" in text or text[:count].isspace():
+                break
+            blanks = len(text) - len(text.lstrip()) if thinking else 0
+            assert count - shown - blanks < max(map(len, MARKERS))
+
+
+class Eager(ReplyParser):
+    """Control: gives out the beginnings of markers."""
+
+    def _certain(self, markers: Any) -> str:
+        text, self._pending = self._pending, ""
+        return text
+
+
+def test_a_parser_that_gives_out_beginnings_of_markers_is_caught() -> None:
+    text = f"<think>a</think>Wait. {HERMES}"
+    assert streamed(Eager(), [text]) == parse(text)
+    assert streamed(Eager(), list(text)) != parse(text)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_markers_that_are_special_tokens_are_read_though_the_text_hides_them(special: bool) -> None:
+    core = tokenizers.Tokenizer.from_str(byte_level()._core.to_str())
+    added = [tokenizers.AddedToken(marker, special=special) for marker in MARKERS]
+    (core.add_special_tokens if special else core.add_tokens)(added)
+    tokenizer = Tokenizer(core, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+    ids = tokenizer.encode_plain(f"Hm.</think>Yes. {HERMES}</s>")
+    prompt = tokenizer.encode_plain("<s>How?<think>\n")
+    assert read_reply(tokenizer, prompt, ids) == Reply("Yes. ", "Hm.", ASK)
+    assert ("</think>" in tokenizer.decode(ids)) != special
+    assert read_reply(tokenizer, prompt[:3], ids, stop=("Yes",)) == parse("Hm.</think>")
+
+
+def test_chats_return_their_fields(tiny: Any) -> None:
+    params = SamplingParams(temperature=0.9, seed=3, max_tokens=30, n=2)
+    for completion in tiny.chat([{"role": "user", "content": "Who are you?"}], params):
+        assert completion.reply == parse(completion.text)
+        assert json.loads(json.dumps(completion.to_dict()))["reply"]["tool_calls"] == []
+    assert tiny.generate("Once", SamplingParams(max_tokens=2))[0].reply is None
