@@ -331,12 +331,6 @@ def config_brings_code(folder: Path) -> None:
     config(folder, model_type="evil", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
 
 
-@case("auto_map")
-def config_brings_code_to_a_known_family(folder: Path) -> None:
-    (folder / "modeling_evil.py").write_text("raise SystemExit('it ran')")
-    config(folder, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
-
-
 def number(key: str, value: Any, said: str, **more: Any) -> None:
     """Add a case: one number of the configuration is ``value``."""
     name = f"{key} is {value!r:.24}"

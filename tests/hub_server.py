@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +23,8 @@ class Repository:
     refused_files: Mapping[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     """Files of which the first answer breaks off half way."""
+    stalled: set[str] = field(default_factory=set)
+    """Files of which the first answer stops half way, until ``Hub.go_on`` is set."""
     claimed: Mapping[str, int] = field(default_factory=dict)
     """Sizes in the listing that are not the files' own."""
 
@@ -32,6 +34,7 @@ class Hub:
     endpoint: str
     requests: list[tuple[str, str, str, str]]
     """Method, repository, file (empty for questions about the repository) and range, in the order of arrival."""
+    go_on: Event
 
     def files_of(self, repository: str) -> list[str]:
         """Return the files of a repository that were fetched, each as often as it was."""
@@ -42,6 +45,7 @@ class Hub:
 def serve(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
     """Serve ``repositories`` by their ids until the context ends."""
     requests: list[tuple[str, str, str, str]] = []
+    go_on = Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -83,12 +87,15 @@ def serve(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            cut = file in known.cut and self.command == "GET"
+            cut = self.command == "GET" and file in known.cut | known.stalled
             self.give(
                 206 if start else 200, content[start:], headers, sent=(len(content) - start) // 2 if cut else None
             )
             if cut:
                 known.cut.discard(file)
+                if file in known.stalled:
+                    known.stalled.discard(file)
+                    go_on.wait()
                 self.close_connection = True
 
         def give(self, status: int, content: bytes, headers: dict[str, str], sent: int | None = None) -> None:
@@ -103,8 +110,9 @@ def serve(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield Hub(f"http://127.0.0.1:{server.server_port}", requests)
+        yield Hub(f"http://127.0.0.1:{server.server_port}", requests, go_on)
     finally:
+        go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from stretto import LLM
+from stretto import LLM, SamplingParams
 from stretto.models.loader import open_source
 from stretto.weights.formats import dequantize
 from stretto.weights.stored import StoredQuantized
@@ -46,6 +46,14 @@ def distance(found: Tensor, model: transformers.PreTrainedModel, ids: Sequence[i
     """Return the largest difference to transformers' logits, as a share of the largest one."""
     expected = model(torch.tensor([ids])).logits[0]
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def assert_greedy(place: Path, model: transformers.PreTrainedModel, count: int = 12) -> None:
+    """Assert that greedy decoding writes what transformers' does."""
+    params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+    (found,) = LLM(str(place), dtype="fp32", cache_tokens=256).generate([IDS], params)
+    expected = model.generate(torch.tensor([IDS]), max_new_tokens=count, do_sample=False)
+    assert found.token_ids == expected[0, len(IDS) :].tolist()
 
 
 def assert_as_rounded(place: Path, model: transformers.PreTrainedModel, checkpoint: StoredQuantized) -> None:

@@ -188,6 +188,35 @@ def test_templates_stand_in_files_of_their_own_or_in_the_configuration(tmp_path:
         written()
 
 
+SNIPPETS = [
+    "{% set a, b = 1, [2, 3] %}{{ a }}{{ b }}{{ b[::-1] }}{{ (a, b) }}{{ {'k': b} }}",
+    "{{ 1 < 2 < 3 }}{{ 2 in [1, 2] and 'x' not in 'abc' }}{{ 3 is in [3] }}{{ 4 is divisibleby 2 }}",
+    "{{ [3, 1, 2] | sort | reverse | list }}{{ 'abc' | reverse }}{{ [1, 1, 2] | unique | join('-') }}",
+    "{{ messages | map(attribute='role') | map('upper') | join(', ') }}{{ messages | map(attribute='x') | first }}",
+    "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ loop.cycle('o', 'e') }}{{ k }}={{ v }}{{ loop.last }}{% endfor %}",
+    "{% for m in messages if m.role == 'user' %}{{ loop.length }}{{ loop.index }}{% else %}none{% endfor %}",
+    "{% for n in [1, [2, [3]]] recursive %}{{ loop(n) if n is iterable else n }}{% endfor %}",
+    "{% macro f(a, b=[1]) %}{{ a ~ b ~ varargs ~ kwargs }}{% endmacro %}{{ f(1) }}{{ f(1, 2, 3, c=4) }}",
+    "{% set ns = namespace(a=1, b='x') %}{% set ns.a = ns.a + 1 %}{{ ns.a * 3 - 1 }}{{ ns.a ** 3 }}{{ 7 // 2 / 2 }}",
+    "{{ '%(k)s' % {'k': [1]} }}{{ '%05.1f|%s|%%' % (2.25, [1]) }}{{ '{:>5}|{k}'.format(1, k=2) }}",
+    "{{ 'a\tb'.expandtabs(4) }}{{ 'a'.ljust(3) }}{{ 'x' | center(5) }}{{ ' a '.split() }}{{ 'a,b'.split(',', 1)[-1] }}",
+    "{{ [1, 2, 3, 4, 5] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}{{ [1, 2] | sum(start=1) }}",
+    "{{ messages | groupby('role') | map('first') | list }}{{ 2.5 | round }}{{ '3' | int + 1 }}{{ none or 'd' }}",
+    "{{ missing }}{{ missing is defined }}{{ missing | default([]) }}{{ ('a' if messages else 'b') ~ none ~ 1.0 }}",
+    "{{ messages | tojson(indent=2, separators=(',', ': '), sort_keys=true) }}{{ 'é<&' | tojson }}{{ '<&' | e }}",
+    "{% filter upper %}a{% set x | trim %} b {% endset %}{{ x }}{% endfilter %}{% with y = 3 %}{{ y }}{% endwith %}",
+]
+
+
+@pytest.mark.parametrize("template", SNIPPETS)
+def test_the_limits_change_nothing_that_a_template_writes(template: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    talk = [SYSTEM, USER, {"role": "assistant", "content": "Yes."}, USER]
+    (theirs,), _ = render_jinja_template([talk], chat_template=template)
+    assert render(template, talk, bos_token="", eos_token="") == theirs
+
+
 TIME, WORK, OUTPUT, WIDTH = "max_seconds", "MAX_WORK", "max_characters", "width or count"
 BOMBS = {
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": TIME,
@@ -235,7 +264,7 @@ BOMBS = {
     "{{ 'x'.encode('utf-32') }}": "unsafe",
     "{{ 'x' | wordwrap(1, wrapstring='y' * 9999) }}": "No filter named 'wordwrap'",
     "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "nests too deep",
-    "x" * 300_000: "more than 256000",
+    "x" * 100_001: "more than 100000",
 }
 
 

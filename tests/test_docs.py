@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.models.families import FAMILIES
+from stretto.models.families import FAMILIES, families_page
 from stretto.recipes.table import RECIPES, methods_page
 
 ROOT = Path(__file__).parent.parent
@@ -78,5 +78,6 @@ def test_there_is_something_to_run():
     }
 
 
-def test_the_table_of_methods_is_what_the_recipes_say():
-    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == methods_page()
+@pytest.mark.parametrize(("page", "text"), [("methods", methods_page()), ("families", families_page())])
+def test_the_tables_are_what_the_code_says(page: str, text: str):
+    assert (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") == text

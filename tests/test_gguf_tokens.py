@@ -34,6 +34,8 @@ def write(path: Path, tokens: list[str], kinds: list[int], architecture: str = "
     for key, value in keys.items():
         if isinstance(value, list):
             writer.add_array(f"tokenizer.ggml.{key}", value)
+        elif key.endswith("_id"):
+            writer.add_uint32(f"tokenizer.ggml.{key}", value)
         else:
             writer.add_key_value(f"tokenizer.ggml.{key}", value, gguf.GGUFValueType.get_type(value))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
@@ -135,12 +137,10 @@ def test_gemma_spells_runs_of_blanks(pieces: Any, tmp_path: Path):
     count = pieces.get_piece_size()
     tokens = [pieces.id_to_piece(i) for i in range(count)]
     kinds = [2 if i == 0 else 3 if i < 3 else 6 if pieces.is_byte(i) else 1 for i in range(count)]
-    said: dict[str, Any] = {"model": "llama", "scores": [-1000.0, *[0.0] * 3, *map(pieces.get_score, range(count))]}
-    said |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": False}
-    blanks = ["  ", "   ", "    "]
-    whole = [*tokens[:3], *blanks, *tokens[3:]]
-    said["scores"] = [0.0] * len(whole)
-    write(tmp_path / "model.gguf", whole, [*kinds[:3], 4, 4, 4, *kinds[3:]], "gemma2", **said)
+    tokens[3:3], kinds[3:3] = ["  ", "   ", "    "], [4, 4, 4]
+    said: dict[str, Any] = {"model": "llama", "scores": [0.0] * len(tokens), "add_space_prefix": False}
+    said |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    write(tmp_path / "model.gguf", tokens, kinds, "gemma2", **said)
     ours, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     assert ours is not None
     for text in [*TEXTS, "if x:\n    y\n      z", "   a  b"]:
@@ -154,8 +154,11 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path):
         Tokenizer.load(byte_level(tmp_path / "pre.gguf", "other"))
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model is 't5', expected one of gpt2, llama"):
         Tokenizer.load(byte_level(tmp_path / "model.gguf", model="t5"))
-    with pytest.raises(ValueError, match="contradicts itself"):
-        Tokenizer.load(byte_level(tmp_path / "ends.gguf", eos_token_id=10**6))
+    for name, keys in {"ends": {"eos_token_id": 10**6}, "merges": {"merges": [1, 2]}, "kinds": {"scores": 3}}.items():
+        with pytest.raises(ValueError, match="contradicts itself"):
+            Tokenizer.load(byte_level(tmp_path / f"{name}.gguf", **keys))
+    with pytest.raises(ValueError, match="1 entries for 401 tokens"):
+        Tokenizer.load(byte_level(tmp_path / "scores.gguf", scores=[1.0]))
     assert Tokenizer.load(byte_level(tmp_path / "none.gguf", model="no_vocab")) is None
 
 

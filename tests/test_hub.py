@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +21,13 @@ import torch
 from hub_server import Hub, Repository, serve
 from huggingface_hub import save_torch_state_dict
 
-from stretto.weights import Checkpoint
+from stretto.weights import Checkpoint, resolve
 from stretto.weights.hub import HubModel, entry_of, parse
 
 SMALL = {
     name: b'{"of": "%s"}' % name.encode()  # the cache keeps files of the same content once
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-} | {"chat_template.jinja": b"{{ messages }}"}
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+} | {"chat_template.jinja": b"{{ messages }}", "config.json": b'{"model_type": "gpt2"}'}
 OTHER = {
     **dict.fromkeys(["README.md", "adapter.json", "pytorch_model.bin", "consolidated.safetensors"], b"not wanted"),
     **dict.fromkeys(["model.fp16.safetensors", "model.onnx", "tf_model.h5", "model-q4.gguf"], b"not wanted"),
@@ -36,10 +40,11 @@ GATED = (403, {"X-Error-Code": "GatedRepo"})
 
 ASK = """
 import json, sys
+from stretto.models.families import family_of
 from stretto.weights import resolve
 for name in sys.argv[1:]:
     try:
-        found = {"path": str(resolve(name))}
+        found = {"path": str(resolve(name, accept=family_of))}
     except Exception as error:
         found = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(found), flush=True)
@@ -54,9 +59,13 @@ class Visit:
     stderr: str
 
 
+def environ(home: Path, endpoint: str, **variables: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return kept | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", **variables}
+
+
 def ask(home: Path, endpoint: str, *names: str, **variables: str) -> Visit:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", **variables}
+    environment = environ(home, endpoint, **variables)
     command = [sys.executable, "-c", ASK, *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     return Visit(dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True)), done.stderr)
@@ -90,6 +99,7 @@ def visited(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         "some/broken": Repository(refused=(503, {})),
         "some/large": Repository(SINGLE, claimed={"model.safetensors": 10**18}),
         "some/pickle": Repository(SMALL | {"training_args.bin": b"", "pytorch_model.bin": b""}),
+        "some/foreign": Repository(SINGLE | {"config.json": b'{"model_type": "mamba"}'}),
         "some/lacking": Repository({name: sharded[name] for name in sharded if name != last}),
     }
     with serve(repositories) as hub:
@@ -101,7 +111,7 @@ def visited(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
             "some/quants:q8",
             "some/quants:Q4",
         ]
-        yield hub, ask(home, hub.endpoint, *names, "some/quants:Q5", "some/cut:Q4", "no--name"), home
+        yield hub, ask(home, hub.endpoint, *names, "some/quants:Q5", "some/cut:Q4", "no--name", "nameless"), home
 
 
 def test_only_what_is_needed_is_fetched(visited: tuple[Hub, Visit, Path], whole: Path) -> None:
@@ -129,6 +139,23 @@ def test_a_broken_download_goes_on_where_it_broke(visited: tuple[Hub, Visit, Pat
     assert [asked for asked in ranges if asked] == ["bytes=10485760-"], "it goes on in steps of 10 MiB"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends the signal of Ctrl-C to one process")
+def test_an_interrupted_download_ends_at_once_and_keeps_whole_files(whole: Path, tmp_path: Path) -> None:
+    files = SMALL | {path.name: path.read_bytes() for path in whole.iterdir()}
+    first, last = sorted(name for name in files if name.startswith("model-"))
+    with serve({"some/slow": Repository(files, stalled={last})}) as hub:
+        child = subprocess.Popen([sys.executable, "-c", ASK, "some/slow"], env=environ(tmp_path, hub.endpoint))
+        while last not in hub.files_of("some/slow"):
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) != 0
+        found = ask(tmp_path, hub.endpoint, "some/slow").found["some/slow"]
+    assert Checkpoint(found["path"]).fingerprint() == Checkpoint(whole).fingerprint()
+    fetched = hub.files_of("some/slow")
+    assert (fetched.count(first), fetched.count(last)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "said"),
     [
@@ -141,11 +168,13 @@ def test_a_broken_download_goes_on_where_it_broke(visited: tuple[Hub, Visit, Pat
         ("some/broken", "ConnectionError", "answered 503 .* try again later; the cache holds nothing of it"),
         ("some/large", "OSError", "needs 1000000000.00 GB more on the disk of .* make room, or set HF_HOME"),
         ("some/pickle", "ValueError", "only as pytorch_model.bin, a pickle, which can run any code"),
+        ("some/foreign", "ValueError", "model_type is 'mamba', expected one of llama, "),
         ("some/lacking", "ValueError", "lacks model-00002-of-00002.safetensors, without which it is incomplete"),
         ("some/quants", "ValueError", "holds several GGUF files; choose one as some/quants:FILE, .* tiny-Q4_K_M.gguf"),
         ("some/quants:Q4", "ValueError", "holds 2 GGUF files with 'Q4' in their names"),
         ("some/quants:Q5", "ValueError", "holds no GGUF files with 'Q5' in their names; .* tiny-Q8_0.gguf"),
         ("some/cut:Q4", "ValueError", "holds neither model.safetensors"),
+        ("nameless", "FileNotFoundError", "not embedded .*stretto-tiny.* no folder .* answered 404"),
         ("no--name", "FileNotFoundError", "cannot be an id, expected owner/name"),
     ],
 )
@@ -163,9 +192,23 @@ def test_a_token_that_is_not_valid_is_named(visited: tuple[Hub, Visit, Path], tm
     assert "then use a token that may read it" in found["some/gated"]["message"]
 
 
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*asked: Any, **options: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=1) for name in SINGLE])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *asked, **options: listed)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(
+        OSError, match=r"cannot be kept in .* \(No space left on device\); make room there, or set HF_HOME"
+    ):
+        resolve("some/full")
+
+
 def test_what_cannot_be_loaded_is_not_downloaded(visited: tuple[Hub, Visit, Path]) -> None:
     hub, _, _ = visited
     assert hub.files_of("some/pickle") == []
+    assert hub.files_of("some/foreign") == ["config.json"]
     for name in ("some/large", "some/lacking"):
         assert not any(file.endswith(".safetensors") for file in hub.files_of(name))
 
@@ -195,7 +238,7 @@ def test_progress_is_for_terminals(visited: tuple[Hub, Visit, Path], tmp_path: P
     assert "%" not in visit.stderr and "Fetching" not in visit.stderr
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"}
+    environment = environ(tmp_path, hub.endpoint)
     command = [sys.executable, "-c", ASK, "some/quants:Q8_0"]
     subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=300)
     os.close(theirs)

@@ -15,8 +15,11 @@ from stored_models import assert_as_rounded, distance, exact, logits
 
 from stretto import LLM
 from stretto.kernels.quantized import Quantized
+from stretto.models.footprint import footprint
 from stretto.models.loader import open_source
+from stretto.models.quantize import quantize
 from stretto.models.stored import open_checkpoint
+from stretto.weights.formats import own_format
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
@@ -113,11 +116,31 @@ def drop_parts(folder: Path, part: str) -> None:
     packed_files.save_file(kept, folder / "model.safetensors")
 
 
+def test_memory_is_told_from_what_stays_as_it_is(tmp_path: Path):
+    """A model whose matrices are widened needs several times as much as one whose matrices stay."""
+    taken = {}
+    for name in ("awq", "awq, groups of 16"):
+        write(tmp_path / name, CASES[name])
+        source = open_source(tmp_path / name, "auto")
+        form = source.parameters.matrices
+        taken[name] = footprint(source.spec, form, own_format(source.own()), torch.float32).weights
+        found = [matrix for matrix in source.parameters.values() if len(matrix.shape) > 1]
+        held = sum(
+            matrix.values.nbytes // 2 + matrix.scales.nbytes if isinstance(matrix, Quantized) else matrix.nbytes
+            for matrix in found
+        )
+        assert taken[name] == pytest.approx(held, rel=0.1)
+    assert taken["awq, groups of 16"] > 2 * taken["awq"]
+
+
 def test_asked_for_by_name_a_format_encodes_what_the_numbers_stand_for(tmp_path: Path):
     write(tmp_path / "packed", CASES["awq"]).save_pretrained(tmp_path / "plain")
     ids = checkpoints.token_ids(32)
+    quantize(tmp_path / "packed", tmp_path / "int8", "int8")
     packed, plain = (LLM(str(tmp_path / name), weights="int8", dtype="fp32") for name in ("packed", "plain"))
-    assert torch.equal(packed.logits(ids), plain.logits(ids))
+    again = LLM(str(tmp_path / "int8"), dtype="fp32")
+    assert torch.equal(packed.logits(ids), plain.logits(ids)) and torch.equal(packed.logits(ids), again.logits(ids))
+    assert packed.fingerprint == again.fingerprint
     prints = {LLM(str(tmp_path / "packed"), weights=form).fingerprint for form in ("auto", "fp32", "int4")}
     assert len(prints) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from small_tokenizers import byte_level
 
 from stretto import SamplingParams
+from stretto.engine.host import Host
 from stretto.tokens import Reply, ReplyParser, Tokenizer, ToolCall, parse, read_reply
 from stretto.tokens.replies import MARKERS
 
@@ -148,3 +150,14 @@ def test_chats_return_their_fields(tiny: Any) -> None:
         assert completion.reply == parse(completion.text)
         assert json.loads(json.dumps(completion.to_dict()))["reply"]["tool_calls"] == []
     assert tiny.generate("Once", SamplingParams(max_tokens=2))[0].reply is None
+
+
+def test_fields_cross_the_border_as_plain_data(tiny: Any) -> None:
+    events: list[dict[str, Any]] = []
+    host = Host(tiny, events.append)
+    talk = [{"role": "user", "content": "Who are you?"}]
+    host.handle({"op": "submit", "id": 1, "messages": talk, "params": {"max_tokens": 8, "seed": 3}})
+    while "completion" not in (events or [{}])[-1]:
+        host.step()
+    done = events[-1]["completion"]
+    assert done["reply"] == asdict(parse(done["text"])) and done["reply"]["text"]

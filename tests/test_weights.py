@@ -227,7 +227,7 @@ def test_models_are_found_by_name_and_folder(zoo: Path) -> None:
 
 @pytest.mark.parametrize("name", ["somebody/unknown", "./nowhere", "", "a/b/c"])
 def test_an_unknown_model_says_what_was_tried(name: str, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(model: object, companions: object) -> Path:
+    def fetch(model: object, *_: object) -> Path:
         raise FileNotFoundError(f"404: {model}")
 
     monkeypatch.setattr(sys.modules[resolve.__module__], "fetch", fetch)

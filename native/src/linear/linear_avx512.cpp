@@ -209,9 +209,10 @@ int64_t pieces(const Matrix& matrix, int64_t rows, int threads) {
     const int64_t rate = kind == Kind::fp32 || kind == Kind::bf16 ? 90 : 180;
     const int64_t panel = larger(bytes / 20, matrix.depth * panel_width * tall * digits / rate) + 1;
     const int64_t work = panel * matrix.panels;
-    const int64_t aim = tall > 32 ? 300000 : tall > 16 ? 250000 : tall > 8 ? 150000 : tall > 4 ? 60000 : 25000;
-    int64_t wanted = larger(smaller(threads, work / 2000 + 1), work / aim);
-    if (tall > 32) wanted = smaller(wanted, larger(8 * threads / blocks, work / 1500000));
+    const int64_t aim = tall > 32 ? 300000 : tall > 16 ? 250000 : tall > 8 ? 150000 : tall > 4 ? 75000 : 25000;
+    const int64_t deep = tall > 4 ? larger(1, matrix.depth / 4096) : 1;  // longer rows take longer to gather
+    int64_t wanted = larger(smaller(threads, work / 2000 + 1), work / (aim * deep));
+    if (tall > 32) wanted = smaller(wanted, larger(8 * threads / blocks, work / (1500000 * deep)));
     wanted = (wanted + threads - 1) / threads * threads;
     return blocks * larger(1, smaller(wanted, matrix.panels));
 }

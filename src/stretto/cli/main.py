@@ -114,6 +114,17 @@ def evaluate(
 
 
 @app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Say what a model is, what it needs in each weights format, and whether that fits here."""
+    from stretto.cli.info import run
+
+    run(model, as_json=as_json)
+
+
+@app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="New folder; it loads without the original.")],

@@ -21,6 +21,7 @@ from stretto.engine.completion import Completion, Piece, complete, refused, repl
 from stretto.engine.intake import Intake, Prompt
 from stretto.engine.step import Engine
 from stretto.kernels import native
+from stretto.models.families import family_of
 from stretto.models.loader import load_model
 from stretto.recipes.table import build_method
 from stretto.tokens.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ class LLM:
         native.set_threads(torch.get_num_threads())
         if native.load() is None:
             native.notice_once()
-        folder = Path(resolve(str(model)))
+        folder = Path(resolve(str(model), accept=family_of))
         self.name = str(model)
         self.tokenizer = Tokenizer.load(folder)
         self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where, progress=progress)

@@ -92,7 +92,11 @@ class RopeTable:
     PAGE = 1024
 
     def __init__(
-        self, inverse: tuple[float, ...], attention: float, device: torch.device, beyond: tuple[float, ...] | None = None
+        self,
+        inverse: tuple[float, ...],
+        attention: float,
+        device: torch.device,
+        beyond: tuple[float, ...] | None = None,
     ) -> None:
         """``inverse`` are radians per position, one per pair; ``attention`` multiplies cosine and sine.
 

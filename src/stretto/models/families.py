@@ -56,8 +56,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
-            f"config.json: model_type is {name!r:.100}, expected one of {', '.join(FAMILIES)}; use a checkpoint of one of "
-            "these families"
+            f"config.json: model_type is {name!r:.100}, expected one of {', '.join(FAMILIES)}; use a checkpoint of one "
+            "of these families"
         )
     return FAMILIES[str(name)]
 
@@ -187,7 +187,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": _kin(
         llama.read_phi3,
         _FUSED_MLP | {name: Stored("layers.{i}.self_attn.qkv_proj", _HEADS) for name in _HEADS},
-        ignored=_DROPOUT | _words("original_max_position_embeddings"),
+        ignored=_DROPOUT | _words("auto_map original_max_position_embeddings"),  # its code is never run
     ),
     "olmo2": _kin(llama.read_olmo2, _HEAD_NORMS | _NORMS_BEHIND),
     "olmo3": _kin(llama.read_olmo3, _HEAD_NORMS | _NORMS_BEHIND),
@@ -236,9 +236,29 @@ FAMILIES: dict[str, Family] = {
         {"query_norm": "layers.{i}.self_attn.query_layernorm", "key_norm": "layers.{i}.self_attn.key_layernorm"},
         ignored=_words("eod_token_id"),
     ),
-    "internlm3": _kin(llama.read_internlm3),
+    "internlm3": _kin(llama.read_internlm3, ignored=_words("auto_map")),
     "seed_oss": _kin(llama.read_seed_oss, ignored=_DROPOUT),
     "arcee": _kin(llama.read_arcee),
     "nemotron": _kin(llama.read_nemotron),
     "stablelm": _kin(llama.read_stablelm, ignored=_DROPOUT),
 }
+
+
+def families_page() -> str:
+    """Return ``docs/families.md``: every row of the table, in the words of its reader."""
+    lines = [
+        "# Families",
+        "",
+        f"{len(FAMILIES)} families, generated from the table (`families_page` in `models/families.py`).",
+        "Each one's logits, whole and in slices, and its greedy text equal transformers' on small random checkpoints,",
+        "and each key of its configuration that is altered is refused or changes the logits (`tests/test_parity.py`).",
+        "Falcon 3 and other kin of Llama have its `model_type`. A family that is not here is refused by name.",
+        "",
+        "| `model_type` | what it is | rope turns |",
+        "| --- | --- | --- |",
+    ]
+    for name, family in sorted(FAMILIES.items()):
+        told = " ".join((family.specify.__doc__ or "").split("\n\n")[0].split())
+        turned = "neighbouring entries" if family.turns_neighbours else "halves"
+        lines.append(f"| `{name}` | {told} | {'-' if name == 'gpt2' else turned} |")
+    return "\n".join(lines) + "\n"

@@ -27,6 +27,8 @@ _CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 
 # Keys that say nothing about the logits, or what the tensors' shapes tell as well.
 _SILENT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "rope.dimension_count"}
+_OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.dimension_count")
+_WHOLE = ("embedding_length", "attention.head_count", *_OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class GgufCheckpoint(StoredQuantized):
         self.folder = path
         self._file = GgufFile(path)
         name = self._file.metadata.get("general.architecture")
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise ValueError(
                 f"{path}: general.architecture is {name!r}, expected one of {', '.join(ARCHITECTURES)}; use the "
                 "checkpoint that the file was made from"
@@ -62,7 +64,7 @@ class GgufCheckpoint(StoredQuantized):
                 self._places |= _places(self._file, tensor, row, self.config)
         stored = {ours: self._file.entries[place.tensor].kind for ours, place in self._places.items()}
         self.kinds = {ours: kind for ours, kind in stored.items() if kind not in FLOATS}
-        self.readable = frozenset(ours for ours, kind in self.kinds.items() if kind == READABLE)
+        self.readable = {ours: "int4" for ours, kind in self.kinds.items() if kind == READABLE}
 
     def names(self) -> KeysView[str]:
         """The names of all tensors, as in the family's other checkpoints."""
@@ -126,9 +128,9 @@ def configuration(file: GgufFile, name: str, row: Architecture) -> dict[str, Any
     for key, ours in {**KEYS, **row.keys}.items():
         if key in facts:
             config[ours] = _same(facts.pop(key), f"{file.path}: {name}.{key}")
-    for key in ("embedding_length", "attention.head_count", "rope.dimension_count"):
-        value = config.get(KEYS.get(key, ""), facts.get(key, 1 if key.startswith("rope") else None))
-        if not isinstance(value, int) or value < 1:
+    for key in _WHOLE:
+        value = config.get(KEYS[key]) if key in KEYS else facts.get(key)
+        if not (isinstance(value, int) and value > 0) and (value is not None or key not in _OPTIONAL):
             raise ValueError(f"{file.path}: {name}.{key} is {value!r}, expected a positive whole number")
     if config.get("sliding_window") == 0:
         config["sliding_window"] = None

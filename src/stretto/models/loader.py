@@ -12,10 +12,11 @@ import torch
 from stretto.models.backend import AnyTransformer, build, numerics
 from stretto.models.bounds import check_bounds
 from stretto.models.families import family_of, specify
+from stretto.models.footprint import check_room
 from stretto.models.sources import CheckpointParameters, Parameters, Progress, QuantizedParameters, own_precision
 from stretto.models.spec import ModelSpec
-from stretto.tokens.folder import end_ids
 from stretto.models.stored import StoredParameters, open_checkpoint
+from stretto.tokens.folder import end_ids
 from stretto.weights import Checkpoint, dtype_name, parse_dtype, resolve
 from stretto.weights.formats import FORMATS, WeightFormat, own_format
 from stretto.weights.storage import KEY, Record, read_record
@@ -53,6 +54,8 @@ def load_model(
         spec = replace(spec, embedding_scale=float(torch.tensor(spec.embedding_scale, dtype=activations)))
     device = torch.device(device)
     fingerprint = _fingerprint(source.content(), spec, activations, source.parameters.matrices, device)
+    if device.type == "cpu":
+        check_room(spec, source.parameters.matrices, own_format(source.own()), activations, str(model))
     source.parameters.progress = progress
     loaded = build(spec, source.parameters, name=name, dtype=activations, fingerprint=fingerprint, device=device)
     if source.parameters.matrices.quantized:
@@ -81,7 +84,7 @@ class Source:
 
 def open_source(model: str | Path, weights: str) -> Source:
     """Open the checkpoint ``model`` for the weights format asked for; raises as ``load_model`` does."""
-    folder = model if isinstance(model, Path) else resolve(model)
+    folder = model if isinstance(model, Path) else resolve(model, accept=family_of)
     asked = _format(weights)
     checkpoint = open_checkpoint(folder)
     record = read_record(checkpoint)

@@ -58,6 +58,10 @@ class Parameters(Mapping[str, Tensor | Quantized]):
     def __len__(self) -> int:
         return len(self._shapes)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter."""
+        return dict(self._shapes)
+
     def summary(self) -> str:
         """Return what reading and encoding has taken until now."""
         size = self._done / 1e9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stretto.models.sources import CheckpointParameters, own_precision
 from stretto.models.spec import ModelSpec
 from stretto.tokens.gguf_header import find_gguf
 from stretto.weights import Checkpoint
-from stretto.weights.formats import own_format
+from stretto.weights.formats import FORMATS, WeightFormat, own_format
 from stretto.weights.packed_checkpoint import PackedCheckpoint, is_packed
 from stretto.weights.stored import StoredQuantized, select_rows
 
@@ -38,19 +39,31 @@ class StoredParameters(CheckpointParameters):
     kernel reads, become floating point that holds the same values exactly."""
 
     def __init__(self, checkpoint: StoredQuantized, family: Family, spec: ModelSpec) -> None:
-        floats = own_format(own_precision(checkpoint))
-        super().__init__(checkpoint, family, spec, replace(floats, name=f"stored, else {floats.name}"))
+        super().__init__(checkpoint, family, spec, own_format(own_precision(checkpoint)))
         self._stored = checkpoint
         embedding = self._plan["embed"]
         if spec.tied and embedding.name in checkpoint.keeps:
             self._shapes["head"] = self._shapes["embed"]
             self._plan["head"] = embedding
+        self.matrices = replace(self._floats, name=f"stored, else {self._floats.name}", bits=self._bits())
 
-    def _read(self, name: str) -> Tensor | Quantized:
+    def _bits(self) -> float:
+        """Return how many bits a weight of the model's matrices takes on average, all copies of it counted."""
+        sizes = {name: math.prod(shape) for name, shape in self._shapes.items() if len(shape) > 1}
+        taken = sum(size * (self.form_of(name) or self._floats).bits for name, size in sizes.items())
+        return taken / sum(size for name, size in sizes.items() if name != "head" or not self._spec.tied)
+
+    def form_of(self, name: str) -> WeightFormat | None:
+        """Return the format of a matrix that keeps its numbers; None if it is kept in floating point."""
         stored = self._plan[name]
         looked_up = name in _LOOKED_UP or name.endswith("router.weight")
         if stored.name not in self._stored.keeps or stored.transposed or looked_up:
+            return None
+        return FORMATS[self._stored.readable[stored.name]]
+
+    def _read(self, name: str) -> Tensor | Quantized:
+        if self.form_of(name) is None:
             return super()._read(name)
-        matrix = self._stored.matrix(stored.name)
+        matrix = self._stored.matrix(self._plan[name].name)
         rows = self._arranged(name, torch.arange(len(matrix.values))[:, None])[:, 0]
         return select_rows(matrix, rows)

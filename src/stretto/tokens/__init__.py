@@ -3,8 +3,8 @@
 from stretto.tokens.chat import render
 from stretto.tokens.detokenize import StreamDecoder, TextStream
 from stretto.tokens.folder import end_ids
+from stretto.tokens.meter import TemplateLimitError
 from stretto.tokens.replies import Reply, ReplyParser, ToolCall, parse, read_reply
-from stretto.tokens.sandbox import TemplateLimitError
 from stretto.tokens.tokenizer import Tokenizer
 
 __all__ = [

@@ -17,16 +17,19 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from stretto.tokens.sandbox import Sandbox, TemplateLimitError, metered
+from stretto.tokens.meter import TemplateLimitError, metered
+from stretto.tokens.sandbox import Sandbox
 
-MAX_SOURCE = 256_000
+MAX_SOURCE = 100_000
 """Longest template, in characters; the longest in use have about 30,000."""
 MAX_CHARACTERS = 8_000_000
 """Longest conversation that a template may write, in characters."""
-MAX_WORK = 2 * MAX_CHARACTERS
-"""What a template may build in all while it runs: characters of texts, and 16 for each item of a list."""
+MAX_WORK = 4 * MAX_CHARACTERS
+"""What a template may build in all while it runs: characters of texts, and 8 for each item of a list."""
 MAX_SECONDS = 5.0
 """Processor time that a template may take; those in use take milliseconds."""
+_LOOK_SECONDS = 1.0
+"""Processor time for a look at a template while its checkpoint is loaded."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -55,14 +58,14 @@ def _compile(template: str) -> Template:
     sandbox = Sandbox(extensions=[_GenerationTag, "jinja2.ext.loopcontrols"])
     sandbox.globals["raise_exception"] = _raise_exception
     sandbox.globals["strftime_now"] = _strftime_now
-    return sandbox.watched(template)
+    return sandbox.compiled(template)
 
 
 def _plain(name: str, value: Any) -> Any:
     """A copy made of JSON's types alone: a template can then call no method of the caller's objects."""
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must hold only what JSON can say (text, numbers, lists, dicts): {error}") from None
 
 
@@ -122,7 +125,7 @@ def render(
         raise ValueError(f"the checkpoint's chat template is not valid Jinja (line {error.lineno}): {error}") from None
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"the checkpoint's chat template nests too deep to be run: {type(error).__name__}: {error}"
+            f"the checkpoint's chat template cannot be run, it nests too deep: {type(error).__name__}: {error}"
         ) from None
     except TemplateError as error:
         raise ValueError(f"the checkpoint's chat template refused the messages: {error}") from None
@@ -157,11 +160,11 @@ def turn_end(template: str, **special: str) -> list[str]:
         {"role": "assistant", "content": words},
         {"role": "user", "content": "b"},
     ]
-    variables = {"bos_token": "", "eos_token": "", **special}
+    variables: dict[str, Any] = {"bos_token": "", "eos_token": "", **special}
     found = []
     for conversation in (turns, turns[:2]):
         try:
-            text = render(template, conversation, add_generation_prompt=False, **variables)
+            text = render(template, conversation, add_generation_prompt=False, max_seconds=_LOOK_SECONDS, **variables)
         except TemplateLimitError:
             raise
         except ValueError:

@@ -9,8 +9,8 @@ from typing import Any
 
 MAX_MEGABYTES = 64
 """Largest file of a tokenizer that is read. The largest vocabularies in use, of 262,000 tokens, take about 35 MB."""
-MAX_JSON_MEGABYTES = 16
-"""Largest file whose values become objects of Python, of which two bytes can make a hundred. Real ones take 1 MB."""
+MAX_TEXT_MEGABYTES = 16
+"""Largest file that is read into objects of Python, of which two bytes can make a hundred. Real ones: about 1 MB."""
 
 
 def check_size(path: Path, most: int = MAX_MEGABYTES) -> Path:
@@ -27,7 +27,7 @@ def check_size(path: Path, most: int = MAX_MEGABYTES) -> Path:
 def read_text(path: Path) -> str:
     """Read a UTF-8 file. Raises ValueError when it is too large or not UTF-8."""
     try:
-        return check_size(path).read_text(encoding="utf-8")
+        return check_size(path, MAX_TEXT_MEGABYTES).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(read_text(check_size(path, MAX_JSON_MEGABYTES)))
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     except RecursionError:

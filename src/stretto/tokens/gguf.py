@@ -55,7 +55,7 @@ _SPLITS = {
     **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "gigachat", "mellum"), _GPT2),
     **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"), _DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _DBRX),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
@@ -99,13 +99,16 @@ def load_gguf_tokenizer(path: Path) -> GgufTokenizer | None:
             "the file was made from"
         )
     try:
+        for key in ("token_type", "scores"):
+            if len(said.get(key, tokens)) != len(tokens):
+                raise ValueError(f"{path}: tokenizer.ggml.{key} has {len(said[key])} entries for {len(tokens)} tokens")
         core = builders[kind](said, tokens, path)
         _add(core, said, tokens)
         special = {
             role: tokens[said[f"{name}_token_id"]] for role, name in _ROLES.items() if f"{name}_token_id" in said
         }
         ends = frozenset(said[f"{end}_token_id"] for end in ("eos", "eot", "eom") if f"{end}_token_id" in said)
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: its tokenizer contradicts itself ({error!r}); download it again") from None
     prefix = "tokenizer.chat_template"
     named = {key[len(prefix) :].removeprefix("."): text for key, text in metadata.items() if key.startswith(prefix)}

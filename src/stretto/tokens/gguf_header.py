@@ -1,7 +1,9 @@
 """The header of a GGUF file: what it says about itself, and where its tensors lie.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every length is checked against the bytes that are
-left, so that a damaged or hostile header ends in an error, never in a long loop or a large allocation.
+left, so that a damaged or hostile header ends in an error, never in a long loop or a large allocation. The reader of
+the ``gguf`` package checks none, and makes two arrays of every token: 10 s and 400 MB for a vocabulary of 150,000,
+which takes 0.4 s here.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Checkpoint:
         """Raises FileNotFoundError when a file is missing, ValueError when one is damaged or of a refused kind."""
         self.folder = Path(folder)
         _refuse_links(self.folder)
-        self.config: dict[str, Any] = read_document(self.folder / "config.json", _MAX_CONFIG)
+        self.config: dict[str, Any] = read_config(self.folder)
         self._home = self._open()
 
     def names(self) -> KeysView[str]:
@@ -142,6 +142,11 @@ class Checkpoint:
             if name not in shards[file].entries:
                 raise ValueError(f"{self.folder / file} lacks the tensor {name!r:.200}, which {INDEX} places there")
         return {name: shards[file] for name, file in placed.items()}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``. Raises ``FileNotFoundError``, and ``ValueError`` if it is no object."""
+    return read_document(folder / "config.json", _MAX_CONFIG)
 
 
 def read_index(path: Path) -> dict[str, str]:

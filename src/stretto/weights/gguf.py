@@ -1,7 +1,7 @@
 """The tensors of a GGUF file, one at a time: as floating point, or as the whole numbers that a kernel reads.
 
-What the bytes of each kind mean is the ``gguf`` package's knowledge (https://pypi.org/project/gguf). Its reader is not
-used: it maps the file, whose pages then count as this process's memory, and makes arrays of every token and merge.
+What the bytes of each kind mean is the ``gguf`` package's knowledge (https://pypi.org/project/gguf). Files are read,
+not mapped: pages of a mapping would count as this process's memory.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class GgufFile:
             )
         kind = GGMLQuantizationType(found.kind)
         block, size = GGML_QUANT_SIZES[kind]
-        if found.shape[-1] % block:
+        if found.shape[-1] % block or not all(found.shape):
             raise ValueError(
-                f"{self.path}: {name} has rows of {found.shape[-1]} weights, expected a multiple of {block}"
+                f"{self.path}: {name} has shape {list(found.shape)}, expected rows of a multiple of {block}"
             )
         entry = Entry(kind.name, found.shape, found.start, found.shape[-1] // block * size)
         if found.start + entry.rows * entry.row > self.path.stat().st_size:

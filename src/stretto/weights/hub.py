@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stretto.weights.checkpoint import INDEX, PICKLES, SINGLE, read_index
+from stretto.weights.checkpoint import INDEX, PICKLES, SINGLE, read_config, read_index
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([\w./-]+))?(?::([^\\]+))?", re.ASCII)
 _PART = re.compile(r"-\d+-of-0*(?:[2-9]|[1-9]\d+)\.gguf", re.IGNORECASE)
@@ -23,6 +24,9 @@ _BESIDE = ("mmproj", "imatrix")
 """What the names of GGUF files begin with that are no language models, but lie beside one."""
 _SECONDS = 10.0
 """How long the hub may take to say what a repository holds."""
+
+Accept = Callable[[Mapping[str, Any]], object]
+"""Called with the content of a ``config.json``; raises ``ValueError`` where such a model cannot be run."""
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +51,16 @@ def parse(name: str) -> HubModel | None:
     return HubModel(*match.groups()) if match else None
 
 
-def fetch(model: HubModel, companions: Collection[str]) -> Path:
+def fetch(model: HubModel, companions: Collection[str], accept: Accept) -> Path:
     """Return the folder of a model in the hub's cache, or its GGUF file there, having downloaded what was missing.
 
-    ``companions`` are the names of the files wanted beside configuration and weights. Where the hub does not answer,
-    the cache serves if it holds all that is needed.
+    ``companions`` are the names of the files wanted beside configuration and weights. ``accept`` is called with the
+    configuration before anything else is fetched, and raises if it is of no use. Where the hub does not answer, the
+    cache serves if it holds all that is needed.
 
     Raises ``FileNotFoundError`` for a repository or revision that does not exist, ``PermissionError`` where the hub
     grants no access, ``ConnectionError`` where it cannot be reached, ``OSError`` where the disk does not take the
-    files, ``ValueError`` for a repository without weights that are read here.
+    files, ``ValueError`` for a repository without weights that are read here, and whatever ``accept`` raises.
     """
     try:
         with _explained(model):
@@ -68,6 +73,7 @@ def fetch(model: HubModel, companions: Collection[str]) -> Path:
     _check_whole(model, ["config.json"], sizes)
     # The cache learns from the first file which commit the revision is now, and the others are of that commit.
     folder = _download(model, ["config.json"], sizes, model.revision).parent
+    accept(read_config(folder))
     _download(model, [name for name in (INDEX, *companions) if name in sizes], sizes, folder.name)
     files = sorted(set(read_index(folder / INDEX).values())) if entry == INDEX else [entry]
     _check_whole(model, files, sizes)

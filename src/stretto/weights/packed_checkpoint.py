@@ -56,7 +56,8 @@ class PackedCheckpoint(StoredQuantized):
         for name in self._silent_biases():
             del self._names[name]
         self.kinds = dict.fromkeys(self._parts, self._layout.label)
-        self.readable = frozenset(name for name in self._parts if self._checked(name).reader() is not None)
+        readers = {name: self._checked(name).reader() for name in self._parts}
+        self.readable = {name: reader for name, reader in readers.items() if reader is not None}
 
     def names(self) -> KeysView[str]:
         """The names of all tensors, those of packed matrices as if they were not."""

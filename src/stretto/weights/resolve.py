@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stretto.weights.hub import fetch, parse
+from stretto.weights.hub import Accept, fetch, parse
 
 _ZOO = Path(__file__).parent.parent / "zoo"
 
@@ -29,12 +29,12 @@ def embedded() -> list[str]:
     return sorted(path.parent.name for path in _ZOO.glob("*/config.json"))
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | Path, accept: Accept = lambda config: None) -> Path:
     """The folder of a model, or its GGUF file: an embedded one by its name, a local one, or one of the Hugging Face hub
     by its id, ``owner/name``, if need be with a revision and a GGUF file: ``owner/name@revision:FILE``.
 
     Looked up in this order; write ``./name`` for a folder that is named like an embedded model. A hub model is
-    downloaded to the hub's own cache on first use.
+    downloaded to the hub's own cache on first use, if ``accept`` does not object to its configuration.
 
     Raises ``FileNotFoundError`` where there is no such model, and for a hub id what ``hub.fetch`` raises; each says
     what was tried.
@@ -56,6 +56,8 @@ def resolve(model: str | Path) -> Path:
     if asked is None:
         raise FileNotFoundError(f"{tried}, and no id of the Hugging Face hub, which look like owner/name")
     try:
-        return fetch(asked, COMPANIONS)
+        return fetch(asked, COMPANIONS, accept)
     except OSError as error:
-        raise type(error)(f"{tried}; on the Hugging Face hub, {error}") from None
+        # Of the hub's models hardly any has no owner: without one it is rather a misspelt name or folder.
+        kind = type(error) if "/" in name else FileNotFoundError
+        raise kind(f"{tried}; on the Hugging Face hub, {error}") from None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stretto.kernels.quantized import Quantized
 from stretto.weights.checkpoint import Checkpoint
+from stretto.weights.dtypes import dtype_name
 
 _SIDE_BY_SIDE = [
     (re.compile(r"\.experts\.\d+\."), ".experts."),
@@ -31,8 +32,8 @@ class StoredQuantized(Checkpoint):
 
     kinds: dict[str, str]
     """Of every quantized matrix, how it is stored, as people call it (Q4_K, say)."""
-    readable: frozenset[str]
-    """Those whose numbers and scales are a ``Quantized`` to the bit."""
+    readable: dict[str, str]
+    """Those whose numbers and scales are a ``Quantized`` to the bit, and the name of its format."""
     lookups: frozenset[str] = frozenset()
     """Those that serve lookups, which read floating point; as a tied head they may be kept besides."""
 
@@ -60,6 +61,10 @@ class StoredQuantized(Checkpoint):
         if self._widened() or not floating:
             return torch.float32
         return max(floating, key=floating.__getitem__)
+
+    def stored_as(self) -> str:
+        """Return the kinds in which matrices are stored, those of floating point included."""
+        return _listed([*self.kinds.values(), *map(dtype_name, self.floating())])
 
     def note(self) -> str:
         """Return the line that says which matrices stay as they are stored and which are widened; empty if none is

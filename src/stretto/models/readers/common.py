@@ -23,6 +23,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
+_RMS = NormSpec()
 KINDS = ("full_attention", "sliding_attention")
 """What ``layer_types`` may call a layer."""
 
@@ -32,7 +33,7 @@ def read_decoder(
     *,
     eps: float = 1e-6,
     eps_key: str = "rms_norm_eps",
-    norm: NormSpec = NormSpec(),
+    norm: NormSpec = _RMS,
     theta: float | None = 10000.0,
     partial: float | None = None,
     tied: bool = False,
@@ -49,7 +50,8 @@ def read_decoder(
 ) -> ModelSpec:
     """Read the keys that Llama and its descendants share; arguments are a family's defaults and spellings.
 
-    ``theta``: the base of rope; None: its caller reads it, layer by layer. ``partial``: the share of a head that rope turns where the configuration does not say; None: all of it, always.
+    ``theta``: the base of rope; None: its caller reads rope, layer by layer.
+    ``partial``: the share of a head that rope turns where the configuration does not say; None: all of it, always.
     ``inner``: the width of the feed-forward block, where it is not ``intermediate_size``.
     """
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")

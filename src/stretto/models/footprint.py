@@ -1,0 +1,83 @@
+"""What a model needs of memory, told from its specification before anything is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from stretto.cache.memory import free_memory
+from stretto.models.base import DTYPES, default_lanes
+from stretto.models.parameters import parameter_shapes
+from stretto.models.spec import ModelSpec
+from stretto.weights.formats import FORMATS, WeightFormat
+
+PANEL, GROUP = 32, 32
+"""Outputs and inputs are padded to multiples of these."""
+ENCODING = {"int8": 3.2, "int4": 1.8}
+"""Bytes for each weight of the largest matrix that encoding holds at its peak, by layout, as measured
+(``benchmarks/memory.py``)."""
+PACKING = 1.045
+"""What the arena takes for a byte of weights, as measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes, of a model in one weights format."""
+
+    weights: int
+    """Resident: packed matrices with their scales, tables of lookups, vectors."""
+    peak: int
+    """Most while loading: the weights, and what encoding the largest matrix takes."""
+    cache_per_token: int
+    read_per_token: int
+    """Weights that a pass of one row reads."""
+
+
+def footprint(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: torch.dtype) -> Footprint:
+    """Return what the model needs in the format ``form``; what is not quantized keeps the format ``own``.
+
+    ``dtype`` is the precision of activations and cache.
+    """
+    if form.layout == "bf16" and dtype is torch.float32:
+        form = FORMATS["fp32"]  # rows that are not rounded meet widened matrices
+    shapes = parameter_shapes(spec)
+    embed = shapes.pop("embed")
+    table = 0
+    if not spec.tied or form.quantized:
+        table = math.prod(embed) * int(own.bits if form.quantized else form.bits) // 8
+    head = FORMATS[form.head] if form.head else form
+    read = _packed(shapes.pop("head", embed), head) + sum(
+        _packed(shape, own if name.endswith("router.weight") and form.quantized else form)
+        if len(shape) > 1 and name != "positions"
+        else 4 * math.prod(shape)
+        for name, shape in shapes.items()
+    )
+    largest = max(math.prod(shape) for shape in (embed, *shapes.values()))
+    cache = sum(lane.bytes_per_token() for lane in default_lanes(spec, DTYPES[dtype]))
+    kept = read + table
+    peak = kept + largest * ENCODING[form.layout] if form.quantized else kept * PACKING
+    return Footprint(kept, int(peak), cache, read)
+
+
+def check_room(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: torch.dtype, name: str) -> None:
+    """Refuse a model that does not fit into the memory that is free now.
+
+    Raises ``MemoryError`` that says what is needed, what there is, and which formats would fit.
+    """
+    free, needed = free_memory(), footprint(spec, form, own, dtype).peak
+    if needed <= free:
+        return
+    smaller = [each for each in FORMATS.values() if each.bits < form.bits]
+    fits = [each.name for each in smaller if footprint(spec, each, own, dtype).peak <= free]
+    advice = f"add --weights {' or '.join(fits)} (weights=...), which fits" if fits else "no format of it fits here"
+    raise MemoryError(
+        f"{name} needs {needed / 1e9:.1f} GB to load as {form.name}, and {free / 1e9:.1f} GB are free; {advice}, or "
+        "free memory"
+    )
+
+
+def _packed(shape: tuple[int, ...], form: WeightFormat) -> int:
+    outputs, inputs = (math.ceil(size / unit) * unit for size, unit in zip(shape, (PANEL, GROUP), strict=True))
+    return int(outputs * inputs * form.bits / 8) + (4 * outputs if form.layout == "int8" else 0)
