@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 NEAR_LIMIT = 1.15
@@ -30,13 +31,22 @@ class Floor:
     at_most: bool = False
     fast: float | None = None
     """In place of ``value`` where the streaming read exceeds ``FAST_READ``."""
-    or_field: str | None = None
-    """A field of the cell that may be exceeded as well: the larger of the two bounds holds."""
+    or_ms: str | None = None
+    """A field of the cell, in milliseconds, that the second of a pair may take whatever the first one took: in each
+    pair the larger of the two bounds holds, because memory that changes its speed moves the first and not the field."""
 
     def bound(self, cell: Cell) -> float:
         """Return the floor as it applies to what was measured."""
         value = self.fast if self.fast is not None and cell["read_gb_s"] > FAST_READ else self.value
-        return value if self.or_field is None else max(value, cell[self.or_field])
+        return value if self.or_ms is None else max(value, cell[self.or_ms] / cell["ms"])
+
+    def reached(self, cell: Cell) -> bool:
+        """Return whether the cell keeps the floor."""
+        if self.or_ms is not None:
+            pairs = zip(cell["samples"]["first_ms"], cell["samples"]["second_ms"], strict=True)
+            return median(b / max(self.value * a, cell[self.or_ms]) for a, b in pairs) <= 1
+        measured, bound = cell[self.field], self.bound(cell)
+        return bool(measured <= bound if self.at_most else measured >= bound)
 
     def judge(self, cells: Mapping[Key, Cell]) -> dict[str, Any]:
         """Return a row of the report: floor, measured value and verdict."""
@@ -47,8 +57,7 @@ class Floor:
         sign = "<=" if self.at_most else ">="
         if cell is None or measured is None:
             return row | {"measured": "not run", "floor": f"{sign} {self.value:.3g}", "verdict": "not run"}
-        bound = self.bound(cell)
-        reached = measured <= bound if self.at_most else measured >= bound
+        bound, reached = self.bound(cell), self.reached(cell)
         near = cell.get("to_limit") is not None and TOO_GOOD <= cell["to_limit"] <= NEAR_LIMIT
         verdict = "ratio reached" if reached else "missed"
         if near and not reached:
@@ -70,7 +79,7 @@ FLOORS: Sequence[Floor] = (
     ),
     *_against_llama("one row against llama.cpp", "rows", 1, {"int8": 1.35, "int4": 1.3, "bf16": 1.0}),
     *(
-        Floor("8 rows / 1 row", ("eight to one", weights, 8, ""), ratio, at_most=True, or_field="arithmetic")
+        Floor("8 rows / 1 row", ("eight to one", weights, 8, ""), ratio, at_most=True, or_ms="arithmetic_ms")
         for weights, ratio in {"int8": 1.25, "int4": 1.5, "bf16": 1.45}.items()
     ),
     *_against_llama("8 rows against llama.cpp", "rows", 8, {"int8": 3.6, "int4": 4.0, "bf16": 1.7}),

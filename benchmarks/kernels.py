@@ -125,7 +125,7 @@ def measure_eight(run: Run, ours: Stretto) -> Cell:
     limits = [need.seconds(read, run.peaks) for read in pairs.reads]
     cell["to_limit"] = median(t / limit for t, (limit, _) in zip(pairs.second, limits, strict=True))
     cell["limit"] = limits[len(limits) // 2][1]
-    cell["arithmetic"] = need.computing(run.peaks) / 0.60 / median(pairs.first)
+    cell["arithmetic_ms"] = 1e3 * need.computing(run.peaks) / 0.60
     return cell
 
 
@@ -214,7 +214,7 @@ def show(cells: Sequence[Cell]) -> None:
     for section in dict.fromkeys(cell["section"] for cell in cells):
         rows = [cell for cell in cells if cell["section"] == section]
         names = [name for name in shown if name in rows[0]]
-        extra = [name for name in ("share", "arithmetic", "pass_ms", "short_ms", "of_peak") if name in rows[0]]
+        extra = [name for name in ("share", "arithmetic_ms", "pass_ms", "short_ms", "of_peak") if name in rows[0]]
         print(f"\n### {section}\n")
         print(markdown([{name: row[name] for name in (*names, *extra)} for row in rows]))
 
