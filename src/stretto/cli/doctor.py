@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import torch
 
+from stretto.cache.memory import free_memory
 from stretto.kernels import native
 
 READ_BYTES = 256 << 20
@@ -24,6 +25,8 @@ def examine(*, measure: bool = True) -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+    found["free memory"] = f"{free_memory() / 1e9:.1f} GB"
+    found |= {package: version(package) for package in ("numpy", "tokenizers", "safetensors", "huggingface_hub")}
     library = native.load()
     if library is None:
         return found | {"kernels": "PyTorch (reference)", "native library": f"missing: {native.reason}"}
