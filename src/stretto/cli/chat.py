@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from stretto.cli.generate import demonstration, summary
+from stretto.cli.generate import checked, demonstration, summary
 from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
-from stretto.engine.llm import LLM, pick_device
-from stretto.recipes.table import build_method
+from stretto.engine.llm import LLM
 from stretto.tokens.replies import ReplyParser
 from stretto.weights.files import write_whole
 
@@ -194,12 +191,7 @@ def run(
     stats: bool,
 ) -> None:
     """Talk until the input ends. Through a pipe every line is a message, and only the answers are written."""
-    try:
-        SamplingParams.from_dict(params).validate(vocab_size=2**31)
-        build_method(method)
-        pick_device(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    checked(params, method, device)
     llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
     llm.encode_chat([{"role": "user", "content": "Hello"}])  # a model that cannot talk says so now
     demonstration(model)

@@ -35,13 +35,7 @@ def run(
 
     With ``file`` its prompts are answered into ``out`` instead.
     """
-    try:
-        sampling = SamplingParams.from_dict(params)
-        sampling.validate(vocab_size=2**31)
-        build_method(method)
-        pick_device(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    sampling = checked(params, method, device)
     llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
     demonstration(model)
     if file is not None and out is not None:
@@ -65,6 +59,18 @@ def run(
         print(flush=True)
     if stats:
         print(summary(done), file=sys.stderr)
+
+
+def checked(params: dict[str, Any], method: str, device: str) -> SamplingParams:
+    """Return the sampling parameters; what is wrong with the options is said before a model is loaded."""
+    try:
+        sampling = SamplingParams.from_dict(params)
+        sampling.validate(vocab_size=2**31)
+        build_method(method)
+        pick_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return sampling
 
 
 def demonstration(model: str) -> None:

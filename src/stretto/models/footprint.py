@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from stretto.cache.memory import free_memory
+from stretto.kernels.linear import round_up
+from stretto.kernels.quantized import GROUP
 from stretto.models.base import DTYPES, default_lanes
+from stretto.models.lowering import PANEL
 from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import ModelSpec
 from stretto.weights.formats import FORMATS, WeightFormat
 
-PANEL, GROUP = 32, 32
-"""Outputs and inputs are padded to multiples of these."""
 ENCODING = {"int8": 3.2, "int4": 1.8}
 """Bytes for each weight of the largest matrix that encoding holds at its peak, by layout, as measured
 (``benchmarks/memory.py``)."""
@@ -79,5 +80,5 @@ def check_room(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: to
 
 
 def _packed(shape: tuple[int, ...], form: WeightFormat) -> int:
-    outputs, inputs = (math.ceil(size / unit) * unit for size, unit in zip(shape, (PANEL, GROUP), strict=True))
+    outputs, inputs = round_up(shape[0], PANEL), round_up(shape[1], GROUP)
     return int(outputs * inputs * form.bits / 8) + (4 * outputs if form.layout == "int8" else 0)
