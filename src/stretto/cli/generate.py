@@ -14,7 +14,7 @@ from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
 from stretto.engine.llm import LLM, pick_device
-from stretto.recipes.table import build_method
+from stretto.recipes.table import find_recipe
 
 
 def run(
@@ -66,7 +66,7 @@ def checked(params: dict[str, Any], method: str, device: str) -> SamplingParams:
     try:
         sampling = SamplingParams.from_dict(params)
         sampling.validate(vocab_size=2**31)
-        build_method(method)
+        find_recipe(method)
         pick_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -36,18 +36,35 @@ class Stats:
     """Tokens found in the prefix cache at the first admission."""
     steps: int = 0
     drafted: int = 0
+    """Drafted tokens that a pass of its model checked."""
     accepted: int = 0
+    drafts: dict[str, list[list[int]]] = field(default_factory=dict)
+    """By drafter and depth (the first entry is depth 1): [checked, accepted] tokens. One that several drafters
+    proposed counts for each."""
+    origins: list[str] = field(default_factory=list)
+    """Who drafted each generated token: names joined by ``+``, the empty string for the model itself. Filled for
+    requests that draft."""
     preemptions: int = 0
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     finished: float | None = None
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain data: counts, and milliseconds to the first token and to the end."""
         first = None if self.first_token is None else (self.first_token - self.arrived) * 1e3
         total = None if self.finished is None else (self.finished - self.arrived) * 1e3
         counts = ("rows", "prompt_rows", "cached", "steps", "drafted", "accepted", "preemptions")
-        return {**{name: getattr(self, name) for name in counts}, "ttft_ms": first, "total_ms": total}
+        lists = {"drafts": self.drafts, "origins": self.origins}
+        return {**{name: getattr(self, name) for name in counts}, **lists, "ttft_ms": first, "total_ms": total}
+
+    def count_drafts(self, drafts: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Add one step's [checked, accepted] by drafter and depth."""
+        for name, depths in drafts.items():
+            mine = self.drafts.setdefault(name, [])
+            mine += [[0, 0] for _ in range(len(depths) - len(mine))]
+            for total, (checked, accepted) in zip(mine, depths, strict=False):
+                total[0] += checked
+                total[1] += accepted
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +142,10 @@ class Committed:
     """First position and logits float32 [rows, vocab] that the request itself keeps."""
     drafted: int = 0
     accepted: int = 0
+    drafts: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    """By drafter and depth: [checked, accepted] (see ``Stats.drafts``)."""
+    origins: Sequence[str] = ()
+    """Who drafted each of ``tokens`` (see ``Stats.origins``)."""
     feature: str | None = None
     """Feature lane that the chunk wrote, whose watermark rises too; filled in by the engine."""
 

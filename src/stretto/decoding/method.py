@@ -40,10 +40,22 @@ class Facts:
     """Names of the further contexts it reserves per request, whose logits it combines before ``choose`` (guidance)."""
 
 
+@dataclass(slots=True)
+class Load:
+    """What a model's pass of this step holds for certain, before drafts: known tokens and prompt slices."""
+
+    requests: int = 0
+    rows: int = 0
+    context: int = 0
+    """Cached positions of all its requests."""
+
+
 class Services(Protocol):
     """What the engine does for methods and drafters within a step."""
 
     models: dict[str, Model]
+    load: dict[str, Load]
+    """By model, of the step at hand."""
 
     def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
         """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.

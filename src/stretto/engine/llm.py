@@ -23,6 +23,7 @@ from stretto.engine.step import Engine
 from stretto.kernels import native
 from stretto.models.families import family_of
 from stretto.models.loader import load_model
+from stretto.recipes.recipe import Aboard
 from stretto.recipes.table import build_method
 from stretto.tokens.tokenizer import Tokenizer
 from stretto.weights.resolve import resolve
@@ -98,11 +99,7 @@ class LLM:
         """Return the method of that name (None: the default), put aboard when first asked for."""
         name = self.default_method if name is None else name
         if name not in self.engine.methods or name == Score.name:
-            method = build_method(name)
-            aboard = {"tokenizer"} if self.tokenizer else set()
-            missing = method.facts.needs - aboard - set(self.engine.models) - {lane.name for lane in self.model.lanes}
-            if missing:
-                raise ValueError(f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard")
+            method = build_method(name, Aboard(self.engine.models, {"target": self.tokenizer}))
             self.engine.add_method(method)
         return self.engine.methods[name]
 

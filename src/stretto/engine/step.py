@@ -21,7 +21,7 @@ from stretto.core.batch import Model
 from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Delta, Phase, Request
-from stretto.decoding.method import DecodingMethod
+from stretto.decoding.method import DecodingMethod, Load
 from stretto.engine.pack import pack
 from stretto.engine.scheduler import Grant, Scheduler
 from stretto.kernels import native
@@ -57,6 +57,9 @@ class Engine:
         for method in methods:
             self.add_method(method)
         self.requests: dict[int, Request] = {}
+        self.load: dict[str, Load] = {}
+        self.seconds = dict.fromkeys(("schedule", "draft", "pass", "commit", "emit"), 0.0)
+        """Wall time since the start, by part of the step."""
         self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._method)
         self.rows = 0
         """Rows computed since the start, all models together."""
@@ -111,15 +114,20 @@ class Engine:
         deltas: list[Delta] = []
         self.steps += 1
         try:
+            began = time.perf_counter()
             grants = self.scheduler.plan()
             for request, error in self.scheduler.failed:
                 self._fail(request, error)
             self.scheduler.failed.clear()
             grants = [grant for grant in grants if grant.request.phase is not Phase.DONE]
-            for committed in self._run(grants):
+            self._spend("schedule", began)
+            done = self._run(grants)
+            began = time.perf_counter()
+            for committed in done:
                 delta = self._apply_safely(committed)
                 if delta is not None:
                     deltas.append(delta)
+            self._spend("emit", began)
         finally:
             for cache in self.caches.values():
                 cache.reset_scratch()
@@ -212,10 +220,28 @@ class Engine:
     def _method(self, request: Request) -> DecodingMethod:
         return self.methods[request.method]
 
+    def _spend(self, part: str, began: float) -> float:
+        """Book the time since ``began`` to a part of the step; return now."""
+        now = time.perf_counter()
+        self.seconds[part] += now - began
+        return now
+
+    def _loads(self, grants: Sequence[Grant]) -> dict[str, Load]:
+        """Return by model what its pass holds beside drafts."""
+        loads = {name: Load() for name in self.models}
+        for request, rows in grants:
+            load = loads[request.model]
+            load.requests += 1
+            load.rows += min(rows, request.pending)
+            load.context += request.filled
+        return loads
+
     def _run(self, grants: Sequence[Grant]) -> list[Committed]:
         """Let the methods propose, make the passes, let them commit."""
         if not grants:
             return []
+        clock = time.perf_counter()
+        self.load = self._loads(grants)
         groups: dict[tuple[str, str], list[Grant]] = {}
         for grant in grants:
             groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
@@ -226,10 +252,12 @@ class Engine:
             for request, chunk in self._each([g.request for g in group], [g.rows for g in group], propose):
                 requests.append(request)
                 chunks.append(chunk)
+        clock = self._spend("draft", clock)
         outputs: list[tuple[Request, Output]] = []
         for model in dict.fromkeys(chunk.model for chunk in chunks):
             mine = [i for i, chunk in enumerate(chunks) if chunk.model == model]
             outputs += self._each([requests[i] for i in mine], [chunks[i] for i in mine], self._pass)
+        clock = self._spend("pass", clock)
         # Outputs of one call to commit share their logits: chunks that had to be run alone are committed alone.
         by_method: dict[tuple[str, int], list[tuple[Request, Output]]] = {}
         for request, output in outputs:
@@ -238,6 +266,7 @@ class Engine:
         for (name, _), pairs in by_method.items():
             commit = partial(_commit, self.methods[name])
             done += self._each([request for request, _ in pairs], [output for _, output in pairs], commit)
+        self._spend("commit", clock)
         return done
 
     def _pass(self, requests: list[Request], chunks: list[Chunk]) -> list[tuple[Request, Output]]:
@@ -288,6 +317,8 @@ class Engine:
         stats.steps += 1
         stats.drafted += committed.drafted
         stats.accepted += committed.accepted
+        stats.count_drafts(committed.drafts)
+        stats.origins += committed.origins
         request.prompt_logprobs.update(committed.prompt_logprobs)
         if committed.scores is not None:
             request.scores[committed.scores[0]] = committed.scores[1]

@@ -1,48 +1,58 @@
-"""Methods by name. A published system is a row here: parts, what it promises and needs, and its source."""
+"""Methods by name. A published system is a row in one of the modules beside this one, and a row is parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.plain import Plain
+from stretto.recipes.recipe import Aboard, Recipe
+
+PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN,)}
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """One row: how to put the method together, and where it was published."""
-
-    name: str
-    build: Callable[[], DecodingMethod]
-    source: str = ""
-
-
-RECIPES = {recipe.name: recipe for recipe in (Recipe("plain", Plain),)}
-
-
-def build_method(name: str) -> DecodingMethod:
-    """Return a new method of that name. Raises ``ValueError`` with the nearest names for an unknown one."""
+def find_recipe(name: str) -> Recipe:
+    """Return the row of that name. Raises ``ValueError`` with the nearest names for an unknown one."""
     if name not in RECIPES:
         near = get_close_matches(str(name), RECIPES, 3) or sorted(RECIPES)
         raise ValueError(f"method={name!r} is not known; did you mean {', '.join(near)}?")
-    return RECIPES[name].build()
+    return RECIPES[name]
+
+
+def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
+    """Return a new method of that name. Raises ``ValueError`` for an unknown name and for what is not aboard."""
+    recipe, aboard = find_recipe(name), aboard or Aboard()
+    missing = recipe.needs - aboard.things() - recipe.brings.keys()
+    if missing:
+        raise ValueError(f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard{_remedy(missing)}")
+    return recipe.build(aboard)
+
+
+def _remedy(missing: frozenset[str]) -> str:
+    return ": name a draft model with draft=PATH (--draft PATH)" if "draft" in missing else ""
 
 
 def methods_page() -> str:
-    """Return ``docs/methods.md``: what every method promises, needs and refuses, from the data behind the errors."""
+    """Return ``docs/methods.md``: what every method promises and needs, from the rows."""
     lines = [
         "# Methods",
         "",
-        "Generated from the recipes and the facts that methods declare (`methods_page` in `recipes/table.py`).",
+        "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises, relative",
+        "to plain decoding of the same weights on the same backend; *claim* is what the paper says of itself.",
         "",
-        "| method | fidelity | relative to | needs | does not go with | source |",
+        "| method | family | fidelity | claim | needs | source |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, recipe in sorted(RECIPES.items()):
-        facts = recipe.build().facts
-        refused = "; ".join(f"`{parameter}`: {reason}" for parameter, reason in sorted(facts.refuses.items()))
-        cells = [f"`{name}`", facts.fidelity, facts.relative_to, ", ".join(sorted(facts.needs)), refused, recipe.source]
+        cells = [
+            f"`{name}`",
+            recipe.family,
+            recipe.fidelity,
+            recipe.claim,
+            ", ".join(sorted(recipe.needs)),
+            recipe.source,
+        ]
         lines.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stretto.core.choose import choose
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Request
 from stretto.core.tree import DraftTree
-from stretto.core.verifiers import Answer, Ask, Coupled, Verifier, Walk, Walked
-from stretto.decoding.known import choice_error, known_chunk, prompt_logprobs
+from stretto.core.verifiers import Coupled, Verifier
+from stretto.decoding.known import known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
+from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import descend, draft_chunk, prune
+from stretto.decoding.speculative.trees import descend, draft_chunk, only
+from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
 
+PATIENCE = 2.0
+"""Seconds that a drafter may take for one step's drafts, unless the method says otherwise."""
+
+
+class Late(Exception):
+    """A drafter took longer than its budget."""
+
 
 class Speculative:
-    """One or several drafters (their trees are united), one verifier.
+    """One or several drafters (their trees are united), an allocator, one verifier.
 
-    A drafter that raises or returns a malformed tree is dropped with one warning; the text goes on unchanged.
+    A drafter that raises, takes longer than ``patience`` seconds for a step, or returns a malformed tree is dropped
+    with one warning; the text goes on unchanged.
     """
 
     def __init__(
@@ -31,31 +41,42 @@ class Speculative:
         drafters: Sequence[Drafter],
         *,
         verifier: Verifier | None = None,
+        allocator: Allocator | None = None,
         rows: int = 8,
         hidden: tuple[int, ...] = (),
         feature: str | None = None,
+        needs: frozenset[str] = frozenset(),
+        patience: float = PATIENCE,
     ) -> None:
         """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at
-        these layer borders in ``observe``, and the feature lane that stores the last of them.
+        these layer borders in ``observe``, and the feature lane that stores the last of them. ``needs``: what must be
+        aboard beside it (``Facts.needs``).
         """
         self.name, self.drafters, self.rows, self.hidden, self.feature = name, list(drafters), rows, hidden, feature
         self.verifier: Verifier = verifier or Coupled()
+        self.allocator: Allocator = allocator or Everything()
+        self.patience = patience
         self.facts = Facts(
-            fidelity=self.verifier.fidelity, needs=frozenset() if feature is None else frozenset({feature})
+            fidelity=self.verifier.fidelity, needs=needs | (frozenset() if feature is None else frozenset({feature}))
         )
         self.services: Services | None = None
-        # Drafters keep what they remember under their own names.
-        self._tree, self._met = f"{name}.tree", f"{name}.met"
+        self._spent: dict[str, float] = {}
+        """Milliseconds that each drafter took in this step."""
+        # What is remembered about a request lies under the method's and the drafters' own names.
+        self._drafted, self._met = f"{name}.drafted", f"{name}.met"
+        self._tree = f"{name}.tree"
 
     def bind(self, services: Services) -> None:
-        """Take the engine's services for the drafters."""
+        """Take the engine's services for the allocator and the drafters."""
         self.services = services
+        self.allocator.bind(services)
         for drafter in self.drafters:
             drafter.bind(services)
 
     def extra(self, request: Request) -> int:
         """Bid for the rows of a whole tree, no deeper than the text may still grow."""
-        return max(0, min(self.rows, request.state.left - 1)) if self.drafters else 0
+        most = max(0, min(self.rows, request.state.left - 1)) if self.drafters else 0
+        return self.allocator.bid(request, most) if most else 0
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
@@ -66,6 +87,8 @@ class Speculative:
         for i, request in enumerate(requests):
             draft = by_request.get(i)
             request.memory[self._tree] = draft.tree if draft else DraftTree.run([])
+            if i not in by_request:
+                request.memory.pop(self._drafted, None)
             chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
             chunks[-1].hidden, chunks[-1].feature = self.hidden, self.feature
         return chunks
@@ -73,7 +96,7 @@ class Speculative:
     def commit(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
-        """Walk every request's tree, all in lockstep, and tell the drafters what came of it."""
+        """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
         done: list[Committed] = []
         walking: list[Observation] = []
         for request, chunk, output in zip(requests, chunks, outputs, strict=True):
@@ -85,8 +108,10 @@ class Speculative:
             if committed.filled == len(request.tokens):
                 walking.append(Observation(request, output, committed, tree, base=known - 1))
         walks = [self.verifier.walk(seen.tree, seen.request.state) for seen in walking]
-        for seen, walked in zip(walking, self._walk(walks, walking), strict=True):
-            self._settle(seen, walked)
+        for seen, walked in zip(walking, walk_all(walks, walking), strict=True):
+            settle(seen, walked)
+        drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
+        self.allocator.learn(drafted, walking, self._spent)
         self._guard(lambda drafter: drafter.observe(walking), None)
         return done
 
@@ -99,36 +124,50 @@ class Speculative:
         """Let every drafter that met the request forget it."""
         met: set[str] = request.memory.get(self._met, set())
         self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None, None)
+        self.allocator.end(request)
 
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
-        """Ask all drafters; unite what they return, at most ``rows[i]`` nodes and probe rows each."""
-        found: list[list[Draft]] = [[] for _ in requests]
-        self._guard(lambda drafter: self._meet(drafter, requests), None)
-        if requests:
-            results = self._guard(lambda drafter: self._checked(drafter, requests, rows), [None] * len(requests))
-            for result in results:
-                for drafts, draft in zip(found, result, strict=True):
-                    if draft is not None:
-                        drafts.append(draft)
+        """Ask the drafters that the allocator lets draft; unite what they return and send what it selects."""
+        self._spent = {}
+        if not requests:
+            return []
+        drafted = [Drafted(request) for request in requests]
+        for request, found in zip(requests, drafted, strict=True):
+            request.memory[self._drafted] = found
+        self._guard(lambda drafter: self._ask(drafter, drafted, rows), None)
+        for found in drafted:
+            trees = [draft.tree for draft in found.by_drafter.values()]
+            found.tree = trees[0] if len(trees) == 1 else DraftTree.union(trees)
+        sent = self.allocator.select(drafted, rows)
         united: list[Draft | None] = []
-        for drafts, limit in zip(found, rows, strict=True):
-            if not drafts:
-                united.append(None)
-                continue
-            tree = drafts[0].tree if len(drafts) == 1 else DraftTree.union(d.tree for d in drafts)
-            tree = prune(tree, limit)
-            probes = drafts[0].probes if len(drafts) == 1 else None
+        for found, nodes, limit in zip(drafted, sent, rows, strict=True):
+            tree = only(found.tree, nodes)
+            probes = next((d.probes for d in found.by_drafter.values() if len(found.by_drafter) == 1), None)
             if probes is not None and len(tree) + len(probes.tokens) > limit:
                 probes = None
             united.append(Draft(tree, probes) if len(tree) or probes else None)
         return united
 
-    def _meet(self, drafter: Drafter, requests: list[Request]) -> None:
-        for request in requests:
-            met: set[str] = request.memory.setdefault(self._met, set())
+    def _ask(self, drafter: Drafter, drafted: list[Drafted], rows: list[int]) -> None:
+        """Let a drafter propose for the requests that it has room for; keep its drafts and the time it took."""
+        rooms = self.allocator.rooms(drafter.name, drafted, rows)
+        asked = [(found, room) for found, room in zip(drafted, rooms, strict=True) if room > 0]
+        if not asked:
+            return
+        began = time.perf_counter()
+        for found, _ in asked:
+            met: set[str] = found.request.memory.setdefault(self._met, set())
             if drafter.name not in met:
-                drafter.begin(request)
+                drafter.begin(found.request)
                 met.add(drafter.name)
+        drafts = self._checked(drafter, [found.request for found, _ in asked], [room for _, room in asked])
+        spent = time.perf_counter() - began
+        self._spent[drafter.name] = spent * 1e3
+        if spent > self.patience:
+            raise Late(f"its drafts took {spent:.2f} s, its budget is {self.patience:.2f} s")
+        for (found, _), draft in zip(asked, drafts, strict=True):
+            if draft is not None:
+                found.by_drafter[drafter.name] = draft
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""
@@ -170,50 +209,3 @@ class Speculative:
                 self.drafters.remove(drafter)
                 results.append(default)
         return results
-
-    def _walk(self, walks: list[Walk], walking: list[Observation]) -> list[Walked]:
-        """Advance all walks in lockstep, so that each round's choices are one call."""
-        ends: list[Walked | None] = [None] * len(walks)
-        asks: list[tuple[int, Ask]] = []
-
-        def advance(number: int, answer: Answer | None) -> None:
-            try:
-                ask = next(walks[number]) if answer is None else walks[number].send(answer)
-                asks.append((number, ask))
-            except StopIteration as stop:
-                ends[number] = stop.value
-
-        for number in range(len(walks)):
-            advance(number, None)
-        while asks:
-            round_, asks = asks, []
-            places = [walking[n].output.row(walking[n].base + 1 + ask.node) for n, ask in round_]
-            logits = walking[0].output.logits
-            picked = [i for i, (_, ask) in enumerate(round_) if ask.want == "token"]
-            tokens: dict[int, int] = {}
-            if picked:
-                chosen = choose(logits, [round_[i][1].state for i in picked], rows=[places[i] for i in picked])
-                tokens = dict(zip(picked, chosen, strict=True))
-            for i, (number, _) in enumerate(round_):
-                advance(number, tokens[i] if i in tokens else logits[places[i]])
-        return [end for end in ends if end is not None]
-
-    def _settle(self, seen: Observation, walked: Walked) -> None:
-        """Write a walk's end into the commit: tokens, rows to keep, watermark."""
-        committed, output, base = seen.committed, seen.output, seen.base
-        if walked.error is not None and not walked.tokens:
-            committed.error = choice_error(walked.error)
-            return
-        seen.nodes = walked.nodes
-        position = committed.filled
-        assert position is not None
-        # A walk cut by an error keeps its last token's row for the next step, where the error is met at the root.
-        nodes = walked.nodes[: len(walked.tokens) - 1]
-        rows = [output.scratch[base + 1 + node] for node in nodes]
-        committed.keep = [(row, position + depth) for depth, row in enumerate(rows) if row is not None]
-        committed.filled = position + len(nodes)
-        committed.tokens, committed.finish = tuple(walked.tokens), walked.finish
-        committed.drafted, committed.accepted = len(seen.tree), len(walked.nodes)
-        if seen.request.params.logprobs is not None:
-            places = [output.row(base), *(output.row(base + 1 + node) for node in nodes)]
-            committed.logits = output.logits[places]

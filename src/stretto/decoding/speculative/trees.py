@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stretto.core.chunk import ALL_ROWS, Chunk, Role, Segment
@@ -18,16 +19,17 @@ def depths(tree: DraftTree) -> list[int]:
     return result
 
 
-def prune(tree: DraftTree, rows: int) -> DraftTree:
-    """Return the first ``rows`` nodes of the tree: parents precede children, so what remains is a tree."""
-    if len(tree) <= rows:
+def only(tree: DraftTree, nodes: Sequence[int], root: int = -1) -> DraftTree:
+    """Return the tree of ``nodes`` under ``root``: ascending, with each node's parent among them or ``root``."""
+    if len(nodes) == len(tree):
         return tree
+    place = {root: -1, **{old: new for new, old in enumerate(nodes)}}
     return DraftTree(
-        tree.tokens[:rows],
-        tree.parents[:rows],
-        tree.survival[:rows],
-        tree.owners[:rows],
-        None if tree.q is None else {node: q for node, q in tree.q.items() if node < rows},
+        [tree.tokens[node] for node in nodes],
+        [place[tree.parents[node]] for node in nodes],
+        [tree.survival[node] for node in nodes],
+        [tree.owners[node] for node in nodes],
+        None if tree.q is None else {place[node]: q for node, q in tree.q.items() if node in place},
     )
 
 
@@ -39,17 +41,7 @@ def descend(tree: DraftTree, tokens: list[int]) -> DraftTree | None:
         if child is None:
             return None
         node = child
-    if node < 0:
-        return tree
-    kept = [i for i in range(node + 1, len(tree)) if node in tree.path(i)]
-    place = {node: -1, **{old: new for new, old in enumerate(kept)}}
-    return DraftTree(
-        [tree.tokens[i] for i in kept],
-        [place[tree.parents[i]] for i in kept],
-        [tree.survival[i] for i in kept],
-        [tree.owners[i] for i in kept],
-        None if tree.q is None else {place[i]: q for i, q in tree.q.items() if i in place},
-    )
+    return tree if node < 0 else only(tree, [i for i in range(node + 1, len(tree)) if node in tree.path(i)], node)
 
 
 def tree_segments(tree: DraftTree) -> list[Segment]:

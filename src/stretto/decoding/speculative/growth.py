@@ -1,0 +1,119 @@
+"""How the tree of a drafter with logits grows: round by round, one pass of the draft model a round.
+
+In a round the draft model computes some nodes of the tree, and each of them gives candidates for its children. A
+growth rule makes nodes of candidates and says which nodes the next round computes. Runs of fixed length, static trees,
+trees by path probability and early stopping are rules; a published system names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from stretto.core.tree import DraftTree
+
+ROOT = -1
+
+Estimator = Literal["probability", "margin"]
+"""What a candidate's chance is read from: the draft's probability, or the margin of the perturbed scores between a
+candidate and the one behind it, which predicts better where drafts share the noise of choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """What the draft model says at one computed node."""
+
+    node: int
+    """The node, or ``ROOT`` for the last known token."""
+    tokens: Sequence[int]
+    """Candidates, best first, without repetition: as many as the rule's ``width``, fewer where fewer are allowed."""
+    chances: Sequence[float]
+    """Of each candidate, the estimated chance that it survives given that the node does."""
+    entropy: float = 0.0
+    """Of the draft's distribution at the node, in nats."""
+
+
+@dataclass(slots=True)
+class Growing:
+    """A tree under construction. Nodes are numbered in the order of ``add``; parents precede children."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    survival: list[float] = field(default_factory=list)
+    path: list[float] = field(default_factory=list)
+    """Of each node, the product of ``survival`` along its path."""
+    depth: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, parent: int, token: int, chance: float) -> int:
+        """Append a node and return its number."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.survival.append(chance)
+        self.path.append(chance * self.chance(parent))
+        self.depth.append(1 if parent == ROOT else self.depth[parent] + 1)
+        return len(self.tokens) - 1
+
+    def chance(self, node: int) -> float:
+        """Return the chance that a node's whole path survives; 1 for the root."""
+        return 1.0 if node == ROOT else self.path[node]
+
+    def best(self, count: int) -> list[int]:
+        """Return the ``count`` nodes of the highest path chances, ascending: with a node come its ancestors.
+
+        Of equal chances the earlier node leads, and no child has a higher chance than its parent.
+        """
+        return sorted(sorted(range(len(self)), key=lambda node: (-self.path[node], node))[:count])
+
+    def tree(self, nodes: Sequence[int], owner: str) -> DraftTree:
+        """Return the draft tree of ``nodes`` (ascending, closed under parents)."""
+        place = {ROOT: ROOT, **{node: number for number, node in enumerate(nodes)}}
+        return DraftTree(
+            [self.tokens[node] for node in nodes],
+            [place[self.parents[node]] for node in nodes],
+            [min(1.0, self.survival[node]) for node in nodes],
+            [frozenset({owner})] * len(nodes),
+        )
+
+
+class Growth(Protocol):
+    """One rule, shared by all requests: it holds no state of theirs."""
+
+    width: int
+    """Candidates that it wants of each computed node."""
+    estimator: Estimator
+
+    def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
+        """Add nodes to ``tree`` and return those that the next round computes, ``[]`` to stop.
+
+        ``rows`` bounds the finished tree, not the growing one.
+        """
+        ...
+
+    def finish(self, tree: Growing, rows: int) -> Sequence[int]:
+        """Return the at most ``rows`` nodes that are proposed, ascending, closed under parents."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of fixed length (speculative decoding as first published: arXiv 2211.17192, 2302.01318)."""
+
+    length: int = 5
+    estimator: Estimator = "margin"
+    width: int = 1
+
+    def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
+        """Prolong the run by its best candidate."""
+        (last,) = expansions
+        if not last.tokens:
+            return []
+        node = tree.add(last.node, last.tokens[0], last.chances[0])
+        return [node] if tree.depth[node] < min(self.length, rows) else []
+
+    def finish(self, tree: Growing, rows: int) -> Sequence[int]:
+        """Return the whole run."""
+        return range(min(len(tree), rows))
