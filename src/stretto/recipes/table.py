@@ -39,8 +39,8 @@ def methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises, relative",
-        "to plain decoding of the same weights on the same backend; *claim* is what the paper says of itself.",
+        "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises,",
+        "relative to plain decoding of the same weights on the same backend; *claim* is what the paper says.",
         "",
         "| method | family | fidelity | claim | needs | source |",
         "| --- | --- | --- | --- | --- | --- |",
