@@ -56,6 +56,8 @@ class Services(Protocol):
     models: dict[str, Model]
     load: dict[str, Load]
     """By model, of the step at hand."""
+    steps: int
+    """Number of the step at hand."""
 
     def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
         """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.

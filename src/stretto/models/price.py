@@ -5,7 +5,7 @@ row with the context that it sees:
 
     ms = by_rows(rows) + by_context * (cached positions read) + by_pair * (rows x positions that they see)
 
-``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from six passes at load and
+``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from eight passes at load and
 refined by every pass that runs.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-KNOTS = (1, 8, 32, 128)
+KNOTS = (1, 4, 8, 16, 32, 128)
 """Numbers of rows at which a pass is timed; behind the last the price goes on in proportion to the rows."""
 
 CONTEXT = 512
@@ -31,7 +31,7 @@ class Price:
     """What passes of one model cost on this machine. Decides how much to draft, never what is chosen."""
 
     def __init__(self, timer: Timer) -> None:
-        """Fit from six passes: 1, 8, 32 and 128 rows behind nothing, 1 and 8 rows behind 512 positions."""
+        """Fit from eight passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
         for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper
             self._by_rows[number] = max(self._by_rows[number], self._by_rows[number - 1])

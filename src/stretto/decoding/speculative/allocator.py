@@ -22,6 +22,8 @@ class Drafted:
     """What one request's drafters proposed in one step, and what became of it."""
 
     request: Request
+    asked: list[str] = field(default_factory=list)
+    """The drafters that ran, in order."""
     by_drafter: dict[str, Draft] = field(default_factory=dict)
     tree: DraftTree = field(default_factory=lambda: DraftTree.run([]))
     """The union, as it was offered to ``select``."""

@@ -41,18 +41,19 @@ class Growing:
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     survival: list[float] = field(default_factory=list)
+    """What the drafter said of each node."""
     path: list[float] = field(default_factory=list)
-    """Of each node, the product of ``survival`` along its path."""
+    """Of each node, the chance that its whole path survives."""
     depth: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, parent: int, token: int, chance: float) -> int:
-        """Append a node and return its number."""
+    def add(self, parent: int, token: int, chance: float, said: float | None = None) -> int:
+        """Append a node and return its number; ``said``: what the drafter said where ``chance`` is calibrated."""
         self.tokens.append(token)
         self.parents.append(parent)
-        self.survival.append(chance)
+        self.survival.append(chance if said is None else said)
         self.path.append(chance * self.chance(parent))
         self.depth.append(1 if parent == ROOT else self.depth[parent] + 1)
         return len(self.tokens) - 1
