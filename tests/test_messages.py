@@ -10,7 +10,7 @@ import pytest
 from messages_of_use import PROVOKED, tiny
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
-ENTRY = re.compile(r"^### ([^\n]+)\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ENTRY = re.compile(r"^### ([^\n]+)\n\n```message\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLANK = re.compile(r"<[a-z ]+>")
 
 
