@@ -77,6 +77,7 @@ def test_there_is_something_to_run():
     assert {page.stem: len(examples(page)) for page in PAGES if examples(page)} == {
         "adding-a-method": 3,
         "adding-a-model": 3,
+        "determinism": 2,
         "python": 6,
     }
 
