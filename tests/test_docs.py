@@ -79,6 +79,7 @@ def test_there_is_something_to_run():
         "adding-a-model": 3,
         "determinism": 2,
         "python": 6,
+        "README": 1,
     }
 
 
