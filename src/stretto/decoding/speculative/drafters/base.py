@@ -57,7 +57,7 @@ class ModelFree:
         return Draft(self.tree(tokens, list(range(-1, len(tokens) - 1)), survival))
 
 
-def chance(count: int, total: int, length: int) -> float:
+def chance(count: float, total: float, length: int) -> float:
     """Return the estimated chance of a continuation seen ``count`` times of ``total`` behind ``length`` equal tokens.
 
     count / total, of which more is believed the longer the match and the more often it was seen:
