@@ -6,10 +6,12 @@ from stretto.decoding.method import DecodingMethod
 from stretto.decoding.speculative.drafter import Drafter
 from stretto.decoding.speculative.drafters.copying import AggressiveDecoding
 from stretto.decoding.speculative.drafters.forced import JumpForward
+from stretto.decoding.speculative.drafters.model import ModelDrafter
 from stretto.decoding.speculative.drafters.recycling import TokenRecycling
 from stretto.decoding.speculative.drafters.suffix import SuffixDecoding
 from stretto.decoding.speculative.method import Speculative
 from stretto.decoding.speculative.paying import Paying
+from stretto.decoding.speculative.worthwhile import Worthwhile
 from stretto.recipes.recipe import Aboard, Recipe
 
 ROWS = 64
@@ -25,6 +27,8 @@ def _auto(aboard: Aboard) -> DecodingMethod:
         SuffixDecoding("suffix"),
         TokenRecycling("recycling"),
     ]
+    if "draft" in aboard.models:
+        drafters.append(ModelDrafter(growth=Worthwhile(paying, "draft")))
     return Speculative("auto", drafters, allocator=paying, rows=ROWS)
 
 
