@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stretto.cache.blocks import BLOCK
 from stretto.core.chunk import Chunk
@@ -129,3 +129,7 @@ class ModelDrafter:
 
     def end(self, request: Request) -> None:
         """The lane is the engine's to free."""
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Its rows lie in the engine's caches."""
+        return {}
