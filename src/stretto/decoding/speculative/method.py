@@ -15,16 +15,13 @@ from stretto.decoding.known import commit_known, known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
 from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import descend, draft_chunk, only
+from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, only
 from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
 
 PATIENCE = 2.0
 """Seconds that a drafter may take for one step's drafts, unless the method says otherwise."""
-
-
-EMPTY = DraftTree.run([])
 
 
 class Late(Exception):
@@ -194,8 +191,10 @@ class Speculative:
         if spent > self.patience:
             raise Late(f"its drafts took {spent:.2f} s, its budget is {self.patience:.2f} s")
         for (found, _), draft in zip(asked, drafts, strict=True):
-            if draft is not None:
+            if draft is not None and (len(draft.tree) or draft.probes):
                 found.by_drafter[drafter.name] = draft
+            elif draft is not None:
+                found.later.add(drafter.name)
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""

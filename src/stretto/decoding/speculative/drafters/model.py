@@ -12,6 +12,7 @@ from stretto.decoding.method import Services
 from stretto.decoding.speculative.drafter import Draft, Observation
 from stretto.decoding.speculative.drafters.rounds import Job, Rounds
 from stretto.decoding.speculative.growth import ROOT, Growth, Run
+from stretto.decoding.speculative.trees import EMPTY
 
 CATCH_UP = 256
 """Known rows that all requests together may have computed in one step."""
@@ -56,7 +57,9 @@ class ModelDrafter:
         self.rounds.run(self.services, self.model, jobs)
         for job in jobs:
             self._advance(job.request, job.first.index[-1] + 1)
-            if job.tree:
+            if not job.first.logits:
+                drafts[job.place] = Draft(EMPTY)
+            elif job.tree:
                 drafts[job.place] = self.rounds.draft(job)
                 job.request.memory[self.name] = job
         return drafts
