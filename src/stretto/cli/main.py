@@ -24,6 +24,7 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, 
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
+MethodOption = Annotated[str, typer.Option(help="Decoding method: auto, plain, or a name from stretto methods.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 
 
@@ -31,7 +32,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    method: MethodOption = "auto",
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
@@ -71,7 +72,7 @@ def generate(
 @app.command()
 def chat(
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    method: MethodOption = "auto",
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
