@@ -139,23 +139,23 @@ class SuffixDecoding(ModelFree):
         """Return the ``most`` most probable nodes behind a context of ``length`` tokens, best first."""
         tree, count, following = _Candidate(), automaton.count, automaton.next
         # Of a node that may be drafted: its path's probability, a number that breaks ties, token, state, parent, depth,
-        # how often the parent's context stood in the text.
+        # how often anything followed the parent's context (once less than it stood there, where it ends a text).
         heap: list[tuple[float, int, int, int, int, int, int]] = []
         behind, parent, depth, probability, order = state, -1, 0, 1.0, 0
         while True:
             if len(following[behind]) <= WIDEST:
-                total = count[behind]
-                for token, target in following[behind].items():
-                    path = probability * min(1.0, count[target] / total)
-                    if path >= self.least:
-                        heappush(heap, (-path, order, token, target, parent, depth, total))
+                counts = [count[target] for target in following[behind].values()]
+                share, followed = probability / max(count[behind], *counts, 1), sum(counts)
+                for (token, target), seen in zip(following[behind].items(), counts, strict=True):
+                    if share * seen >= self.least:
+                        heappush(heap, (-share * seen, order, token, target, parent, depth, followed))
                         order += 1
             if not heap or len(tree.tokens) == most:
                 return tree
-            path, _, token, behind, above, depth, total = heappop(heap)
-            parent, probability = len(tree.tokens), -path
+            chosen, _, token, behind, above, depth, followed = heappop(heap)
+            parent, probability = len(tree.tokens), -chosen
             tree.tokens.append(token)
             tree.parents.append(above)
-            tree.survival.append(chance(min(count[behind], total), total, length + depth))
+            tree.survival.append(chance(count[behind], followed, length + depth))
             tree.score += probability
             depth += 1
