@@ -20,6 +20,8 @@ WIDEST = 64
 
 LONGEST = 64
 """Longest suffix that is looked up."""
+TRIED = 8
+"""How many suffixes of different continuations are tried at most, the longest first: bounds the work of a draft."""
 
 
 @dataclass(slots=True)
@@ -140,9 +142,9 @@ class SuffixDecoding(ModelFree):
         """
         automaton, length = place.automaton, place.length
         state = automaton.narrow(place.state, length)
-        while state > 0:
+        for _ in range(TRIED):
             most = min(room, int(self.factor * length + 1e-6))
-            if most <= best.score:
+            if state <= 0 or most <= best.score:
                 break
             if 0 < len(automaton.next[state]) <= WIDEST:
                 found = self._expand(automaton, state, length, most)
