@@ -24,6 +24,7 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, 
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
+MethodOption = Annotated[str, typer.Option(help="Decoding method: auto, plain, or a name from stretto methods.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 
 
@@ -31,8 +32,8 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    method: MethodOption = "auto",
+    temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
@@ -46,7 +47,7 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where their results go; a second run resumes.")] = None,
 ) -> None:
-    """Write on from a prompt, as it comes; or answer a file of prompts."""
+    """Write on from a text, or answer a file of prompts."""
     from stretto.cli.generate import run
 
     if (file is None) != (out is None) or (file is not None and prompt is not None):
@@ -71,8 +72,8 @@ def generate(
 @app.command()
 def chat(
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    method: MethodOption = "auto",
+    temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 1024,
@@ -118,7 +119,7 @@ def info(
     model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Say what a model is, what it needs in each weights format, and whether that fits here."""
+    """Say what a model is, what it needs and whether that fits here."""
     from stretto.cli.info import run
 
     run(model, as_json=as_json)
@@ -140,7 +141,7 @@ def quantize(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Say what this installation runs on: kernels, instruction set, threads, speed of memory and arithmetic."""
+    """Say what this installation runs on and how fast the machine is."""
     from stretto.cli.doctor import run
 
     run(as_json=as_json)

@@ -6,7 +6,7 @@ for all its requests at once, so that drafters run batched. What it needs and pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -56,12 +56,18 @@ class Services(Protocol):
     models: dict[str, Model]
     load: dict[str, Load]
     """By model, of the step at hand."""
+    steps: int
+    """Number of the step at hand."""
 
     def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
         """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.
 
         Rows that are not kept lie in scratch until the step ends.
         """
+        ...
+
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
         ...
 
     def view(self, request: Request, model: str, leg: str = "") -> View:
@@ -131,4 +137,8 @@ class DecodingMethod(Protocol):
 
     def end(self, request: Request) -> None:
         """Forget the request: it finished, failed or was aborted."""
+        ...
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Return what it keeps beyond requests: by store its sizes and limits, as plain data."""
         ...

@@ -186,6 +186,10 @@ class Engine:
                 output.legs = [next(further) for _ in output.chunk.legs]
         return outputs[: len(chunks)]
 
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
+        return self.caches[model].scratch_left
+
     def view(self, request: Request, model: str, leg: str = "") -> View:
         """Return the place of one of the request's contexts in the cache of ``model``, opened when it has none yet.
 
