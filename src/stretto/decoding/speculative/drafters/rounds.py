@@ -167,7 +167,7 @@ class Rounds:
 
 
 def fitted(logits: Tensor, vocabulary: int) -> Tensor:
-    """Return ``logits`` [R, V] over the target's vocabulary: padding tokens, which models differ in, dropped or added."""
+    """Return ``logits`` [R, V] over the target's vocabulary: models of one tokenizer differ in their padding tokens."""
     own = logits.shape[-1]
     if own < vocabulary:
         return torch.nn.functional.pad(logits, (0, vocabulary - own), value=-torch.inf)
