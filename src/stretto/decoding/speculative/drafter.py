@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,4 +95,8 @@ class Drafter(Protocol):
 
     def end(self, request: Request) -> None:
         """Forget the request."""
+        ...
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the sizes of what outlives requests, by store: held, ``limit``, ``tenants``; ``{}`` without one."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stretto.core.chunk import Chunk, Output
@@ -125,6 +125,10 @@ class Speculative:
         met: set[str] = request.memory.get(self._met, set())
         self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None, None)
         self.allocator.end(request)
+
+    def stores(self) -> dict[str, Mapping[str, int]]:
+        """Return the sizes of what the drafters keep beyond requests, by store."""
+        return {name: sizes for drafter in self.drafters for name, sizes in drafter.stores().items()}
 
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Ask the drafters that the allocator lets draft; unite what they return and send what it selects."""

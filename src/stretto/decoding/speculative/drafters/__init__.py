@@ -1,1 +1,1 @@
-"""Drafters: one module per mechanism."""
+"""Drafters, one module per mechanism."""
