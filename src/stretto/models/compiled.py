@@ -21,7 +21,6 @@ from stretto.models.price import CONTEXT, KNOTS, Price
 from stretto.models.script import Script, script
 from stretto.models.spec import ModelSpec
 
-
 TIMINGS = 3
 """How often a pass is timed at load; the fastest counts, since other processes only ever hold it up."""
 

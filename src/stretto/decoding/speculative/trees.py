@@ -10,7 +10,6 @@ from stretto.core.request import Request
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.drafter import Draft
 
-
 EMPTY = DraftTree.run([])
 """Nothing drafted."""
 
@@ -70,6 +69,9 @@ def draft_chunk(request: Request, draft: Draft) -> Chunk:
     segments = tree_segments(tree)
     roles = [Role.COMMIT, *[Role.CANDIDATE] * len(tree)]
     chunk = Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,))
+    if draft.entered is not None:
+        chunk.layers, chunk.entering = draft.entered.layers, draft.entered.hidden
+        chunk.scratch = draft.entered.scratch
     if probes is not None:
         behind = [position + depth for depth in probes.depth]
         if probes.rope is not None:
