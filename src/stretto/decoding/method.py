@@ -55,7 +55,7 @@ class Services(Protocol):
 
     models: dict[str, Model]
     load: dict[str, Load]
-    """By model, of the step at hand."""
+    """By model, of the step at hand: those of its requests."""
     steps: int
     """Number of the step at hand."""
 

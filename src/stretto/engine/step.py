@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Delta, Phase, Request
 from stretto.decoding.method import DecodingMethod, Load
 from stretto.engine.pack import pack
-from stretto.engine.scheduler import Grant, Scheduler
+from stretto.engine.scheduler import Grant, Scheduler, loads
 from stretto.kernels import native
 
 log = logging.getLogger("stretto")
+SCRATCH_TAKEN = attrgetter("scratch_taken")
 
 
 class Engine:
@@ -82,12 +84,7 @@ class Engine:
 
         Raises ``ValueError`` if its method needs more rows at once than a step has.
         """
-        least = self.methods[request.method].facts.rows
-        if least > self.scheduler.max_rows:
-            raise ValueError(
-                f"method {request.method} needs {least} rows at once, the row budget of a step is "
-                f"{self.scheduler.max_rows}: raise max_rows"
-            )
+        self._check_rows(request.method)
         request.order = self._arrivals
         self._arrivals += 1
         if not request.tokens:
@@ -104,6 +101,21 @@ class Engine:
             return False
         self._end(request, "abort")
         return True
+
+    def switch(self, request: Request, method: str) -> None:
+        """Let another method move a request from the next step on; the one before forgets it. The text goes on.
+
+        What the new method refuses among the request's parameters is for the caller to look at. Raises ``ValueError``
+        if it needs more rows at once than a step has.
+        """
+        self._check_rows(method)
+        if request.method == method:
+            return
+        lineage = self._lineage(request)
+        self._forget(request)
+        request.method = method
+        if request.phase is Phase.RUNNING and self._lineage(request) != lineage:
+            self.scheduler.preempt(request)  # rows that a cache policy made are none of the new method's
 
     def step(self) -> list[Delta]:
         """Run one step; return what it added, and what ended, request by request."""
@@ -226,22 +238,12 @@ class Engine:
         self.seconds[part] += now - began
         return now
 
-    def _loads(self, grants: Sequence[Grant]) -> dict[str, Load]:
-        """Return by model what its pass holds beside drafts."""
-        loads = {name: Load() for name in self.models}
-        for request, rows in grants:
-            load = loads[request.model]
-            load.requests += 1
-            load.rows += min(rows, request.pending)
-            load.context += request.filled
-        return loads
-
     def _run(self, grants: Sequence[Grant]) -> list[Committed]:
         """Let the methods propose, make the passes, let them commit."""
         if not grants:
             return []
         clock = time.perf_counter()
-        self.load = self._loads(grants)
+        self.load = loads(grants)
         groups: dict[tuple[str, str], list[Grant]] = {}
         for grant in grants:
             groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
@@ -278,12 +280,12 @@ class Engine:
         """Call once for all; if that raises, for each alone, ending those whose own call raises."""
         if not requests:
             return []
-        taken = {name: cache.scratch_taken for name, cache in self.caches.items()}
+        taken = list(map(SCRATCH_TAKEN, self.caches.values()))
         try:
             return call(requests, values)
         except Exception as error:
-            for name, cache in self.caches.items():
-                cache.reset_scratch(taken[name])
+            for cache, before in zip(self.caches.values(), taken, strict=True):
+                cache.reset_scratch(before)
             if len(requests) == 1:
                 self._fail(requests[0], error)
                 return []
@@ -364,13 +366,24 @@ class Engine:
         request.finish, request.error = finish, error
         request.stats.finished = time.monotonic()
         self.scheduler.remove(request)
+        self._forget(request)
+        self.requests.pop(request.id, None)
+        self._ended.append(Delta(request.id, finish=finish, error=error))
+
+    def _forget(self, request: Request) -> None:
+        """Let the request's method forget it."""
         try:
             self.methods[request.method].end(request)
         except Exception as failure:
             log.warning("method %s failed to end request %d: %r", request.method, request.id, failure)
         request.memory.clear()
-        self.requests.pop(request.id, None)
-        self._ended.append(Delta(request.id, finish=finish, error=error))
+
+    def _check_rows(self, method: str) -> None:
+        least, most = self.methods[method].facts.rows, self.scheduler.max_rows
+        if least > most:
+            raise ValueError(
+                f"method {method} needs {least} rows at once, the row budget of a step is {most}: raise max_rows"
+            )
 
 
 def _propose(method: DecodingMethod, requests: list[Request], rows: list[int]) -> list[tuple[Request, Chunk]]:
