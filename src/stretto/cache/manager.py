@@ -124,6 +124,11 @@ class ModelCache:
         self.scratch_taken = first + count
         return list(range(first, first + count))
 
+    @property
+    def scratch_left(self) -> int:
+        """Scratch rows that can still be taken."""
+        return self._scratch - self.scratch_taken
+
     def reset_scratch(self, to: int = 0) -> None:
         """Take scratch rows back: all at the end of a step, or those above ``to`` behind a pass that failed."""
         self.scratch_taken = to

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.core.filters import filtered
 from stretto.core.noise import NoiseKey, Stream, gumbel
-from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick
+from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick, ranking
 from stretto.core.sampler import SamplerState
 
 
@@ -105,12 +105,32 @@ def sample(probabilities: Tensor, bits: int) -> int:
 
 def top(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None, w: int) -> list[list[int]]:
     """Return per row the `w` tokens that lead in `choose`'s order, its own choice first; fewer where fewer may."""
-    if any(state.shaped for state in states):
-        scores, heat, bits = perturbed(logits, states, keys), [0.0] * len(states), [0] * len(states)
-    else:
-        scores, heat = logits, [state.params.temperature for state in states]
-        bits = [_bits(row, states, keys) if heat[row] else 0 for row in range(len(states))]
-    return [leaders(row, heat[place], bits[place], w) for place, row in enumerate(scores)]
+    return [tokens for tokens, _ in contenders(logits, states, w, keys)]
+
+
+def contenders(
+    logits: Tensor,
+    states: Sequence[SamplerState],
+    w: int,
+    keys: Sequence[NoiseKey] | None = None,
+    rows: Sequence[int] | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """Return per state the tokens of `top` and their perturbed scores. The arguments are those of `choose`."""
+    rows = range(len(states)) if rows is None else rows
+    heat = [state.params.temperature for state in states]
+    bits = [_bits(i, states, keys) if heat[i] else 0 for i in range(len(states))]
+    scores = {i: logits[rows[i]] for i, state in enumerate(states) if not state.shaped}
+    shaped = [i for i, state in enumerate(states) if state.shaped]
+    if shaped:
+        constrained = _constrained(logits[[rows[i] for i in shaped]], [states[i] for i in shaped])
+        random = [place for place, i in enumerate(shaped) if heat[i]]
+        if random:
+            constrained[random] = filtered(constrained[random], [states[shaped[place]].params for place in random])
+        heat = [
+            heat[i] if i in scores else float(heat[i] > 0.0) for i in range(len(states))
+        ]  # these are divided already
+        scores.update(zip(shaped, constrained, strict=True))
+    return [ranking(scores[i], heat[i], bits[i], w) for i in range(len(states))]
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:

@@ -6,7 +6,8 @@ for all its requests at once, so that drafters run batched. What it needs and pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -49,13 +50,24 @@ class Load:
     context: int = 0
     """Cached positions of all its requests."""
 
+    @classmethod
+    def by_model(cls, grants: Iterable[tuple[Request, int]]) -> dict[str, Load]:
+        """Return what the passes of these requests, each with the rows that it won, hold; nothing for other models."""
+        found = defaultdict[str, Load](cls)
+        for request, rows in grants:
+            load = found[request.model]
+            load.requests += 1
+            load.rows += min(rows, request.pending)
+            load.context += request.filled
+        return found
+
 
 class Services(Protocol):
     """What the engine does for methods and drafters within a step."""
 
     models: dict[str, Model]
     load: dict[str, Load]
-    """By model, of the step at hand: those of its requests."""
+    """By model, of the step at hand."""
     steps: int
     """Number of the step at hand."""
 
@@ -64,6 +76,10 @@ class Services(Protocol):
 
         Rows that are not kept lie in scratch until the step ends.
         """
+        ...
+
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
         ...
 
     def view(self, request: Request, model: str, leg: str = "") -> View:

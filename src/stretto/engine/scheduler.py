@@ -8,12 +8,12 @@ prefill: Sarathi-Serve, arXiv 2403.02310). A budget smaller than the number of r
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from stretto.cache.manager import ModelCache, View
 from stretto.core.request import Phase, Request
-from stretto.decoding.method import DecodingMethod, Load
+from stretto.decoding.method import DecodingMethod
 
 DRAFT_SHARE = 4
 """While prompts wait, drafts may take one in this many of the rows that are bid for."""
@@ -24,19 +24,6 @@ class Grant(NamedTuple):
 
     request: Request
     rows: int
-
-
-def loads(grants: Sequence[Grant]) -> dict[str, Load]:
-    """Return by model what its pass holds beside drafts, for the models of the granted requests."""
-    found: dict[str, Load] = {}
-    for request, rows in grants:
-        load = found.get(request.model)
-        if load is None:
-            load = found[request.model] = Load()
-        load.requests += 1
-        load.rows += min(rows, request.pending)
-        load.context += request.filled
-    return found
 
 
 def seniority(request: Request) -> tuple[int, int]:

@@ -23,8 +23,9 @@ from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Delta, Phase, Request
 from stretto.decoding.method import DecodingMethod, Load
+from stretto.engine.asking import check_rows, commits, forget, proposals
 from stretto.engine.pack import pack
-from stretto.engine.scheduler import Grant, Scheduler, loads
+from stretto.engine.scheduler import Grant, Scheduler
 from stretto.kernels import native
 
 log = logging.getLogger("stretto")
@@ -59,7 +60,7 @@ class Engine:
         for method in methods:
             self.add_method(method)
         self.requests: dict[int, Request] = {}
-        self.load: dict[str, Load] = {}
+        self.load = Load.by_model(())
         self.seconds = dict.fromkeys(("schedule", "draft", "pass", "commit", "emit"), 0.0)
         """Wall time since the start, by part of the step."""
         self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._method)
@@ -84,7 +85,7 @@ class Engine:
 
         Raises ``ValueError`` if its method needs more rows at once than a step has.
         """
-        self._check_rows(request.method)
+        check_rows(self.methods[request.method], self.scheduler.max_rows)
         request.order = self._arrivals
         self._arrivals += 1
         if not request.tokens:
@@ -101,21 +102,6 @@ class Engine:
             return False
         self._end(request, "abort")
         return True
-
-    def switch(self, request: Request, method: str) -> None:
-        """Let another method move a request from the next step on; the one before forgets it. The text goes on.
-
-        What the new method refuses among the request's parameters is for the caller to look at. Raises ``ValueError``
-        if it needs more rows at once than a step has.
-        """
-        self._check_rows(method)
-        if request.method == method:
-            return
-        lineage = self._lineage(request)
-        self._forget(request)
-        request.method = method
-        if request.phase is Phase.RUNNING and self._lineage(request) != lineage:
-            self.scheduler.preempt(request)  # rows that a cache policy made are none of the new method's
 
     def step(self) -> list[Delta]:
         """Run one step; return what it added, and what ended, request by request."""
@@ -198,6 +184,10 @@ class Engine:
                 output.legs = [next(further) for _ in output.chunk.legs]
         return outputs[: len(chunks)]
 
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
+        return self.caches[model].scratch_left
+
     def view(self, request: Request, model: str, leg: str = "") -> View:
         """Return the place of one of the request's contexts in the cache of ``model``, opened when it has none yet.
 
@@ -243,14 +233,14 @@ class Engine:
         if not grants:
             return []
         clock = time.perf_counter()
-        self.load = loads(grants)
+        self.load = Load.by_model(grants)
         groups: dict[tuple[str, str], list[Grant]] = {}
         for grant in grants:
             groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
         requests: list[Request] = []
         chunks: list[Chunk] = []
         for (name, _), group in groups.items():
-            propose = partial(_propose, self.methods[name])
+            propose = partial(proposals, self.methods[name])
             for request, chunk in self._each([g.request for g in group], [g.rows for g in group], propose):
                 requests.append(request)
                 chunks.append(chunk)
@@ -266,7 +256,7 @@ class Engine:
             by_method.setdefault((request.method, id(output.logits)), []).append((request, output))
         done: list[Committed] = []
         for (name, _), pairs in by_method.items():
-            commit = partial(_commit, self.methods[name])
+            commit = partial(commits, self.methods[name])
             done += self._each([request for request, _ in pairs], [output for _, output in pairs], commit)
         self._spend("commit", clock)
         return done
@@ -366,32 +356,6 @@ class Engine:
         request.finish, request.error = finish, error
         request.stats.finished = time.monotonic()
         self.scheduler.remove(request)
-        self._forget(request)
+        forget(self.methods[request.method], request)
         self.requests.pop(request.id, None)
         self._ended.append(Delta(request.id, finish=finish, error=error))
-
-    def _forget(self, request: Request) -> None:
-        """Let the request's method forget it."""
-        try:
-            self.methods[request.method].end(request)
-        except Exception as failure:
-            log.warning("method %s failed to end request %d: %r", request.method, request.id, failure)
-        request.memory.clear()
-
-    def _check_rows(self, method: str) -> None:
-        least, most = self.methods[method].facts.rows, self.scheduler.max_rows
-        if least > most:
-            raise ValueError(
-                f"method {method} needs {least} rows at once, the row budget of a step is {most}: raise max_rows"
-            )
-
-
-def _propose(method: DecodingMethod, requests: list[Request], rows: list[int]) -> list[tuple[Request, Chunk]]:
-    return list(zip(requests, method.propose(requests, rows), strict=True))
-
-
-def _commit(method: DecodingMethod, requests: list[Request], outputs: list[Output]) -> list[Committed]:
-    done = method.commit(requests, [output.chunk for output in outputs], outputs)
-    for committed, output in zip(done, outputs, strict=True):
-        committed.feature = output.chunk.feature
-    return done

@@ -6,13 +6,14 @@ from difflib import get_close_matches
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.plain import Plain
+from stretto.recipes.auto import AUTO
 from stretto.recipes.jacobi import JACOBI
 from stretto.recipes.recipe import Aboard, Recipe
 from stretto.recipes.retrieval import RETRIEVAL
 
 PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, *RETRIEVAL, *JACOBI)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *RETRIEVAL, *JACOBI)}
 
 
 def find_recipe(name: str) -> Recipe:

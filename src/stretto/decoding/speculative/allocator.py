@@ -60,6 +60,10 @@ class Allocator(Protocol):
         """
         ...
 
+    def hears(self, drafter: str) -> bool:
+        """Whether a drafter that did not run in this step observes it all the same."""
+        ...
+
     def end(self, request: Request) -> None:
         """Forget the request."""
         ...
@@ -87,6 +91,10 @@ class Everything:
         self, drafted: Sequence[Drafted], observations: Sequence[Observation], spent: Mapping[str, float]
     ) -> None:
         """Nothing is learnt."""
+
+    def hears(self, drafter: str) -> bool:
+        """Everyone hears everything."""
+        return True
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

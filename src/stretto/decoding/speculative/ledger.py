@@ -19,7 +19,11 @@ FEW_PLAIN = 4
 PLAIN_EVERY = 128
 """While drafting, one step in so many is plain, so that what it is compared with stays fresh."""
 TRIAL = 24
-"""Drafted steps after which they may be judged."""
+"""Drafted steps after which they are judged against plain ones to the last percent."""
+DOUBT = 0.6
+"""Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
+UNKNOWN_OVERHEAD = 0.3
+"""Milliseconds that a drafted step is thought to take beyond a plain one before any was seen."""
 REST = 64
 """Steps that drafting rests at first behind a lost trial; twice as many behind the next one."""
 LONGEST_REST = 2048
@@ -77,6 +81,12 @@ class Ledger:
         """Return what a step takes in which nobody drafts."""
         return price.ms(load.rows, load.context) + self.plain_overhead.value
 
+    def drafted_extra(self) -> float:
+        """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
+        if self.drafted_overhead.weight:
+            return self.drafted_overhead.value
+        return self.plain_overhead.value + UNKNOWN_OVERHEAD
+
     def token_ms(self, price: PassPrice, load: Load) -> float:
         """Return what a token is worth: the milliseconds one takes at the present pace."""
         if self._tokens.weight < FEW_PLAIN:
@@ -123,9 +133,8 @@ class Ledger:
         self._trial += 1
         self._took = self._took * FADE + wall
         self._would_take = self._would_take * FADE + would_take
-        if self._trial < TRIAL:
-            return
-        if self._would_take < self._took:
+        doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
+        if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
             self.resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
             self._trial, self._took, self._would_take = 0, 0.0, 0.0

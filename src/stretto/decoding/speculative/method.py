@@ -113,8 +113,12 @@ class Speculative:
                 seen.committed.origins = ("",) * len(seen.committed.tokens)
         drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
         self.allocator.learn(drafted, walking, self._spent)
-        self._guard(lambda drafter: drafter.observe(walking), None)
+        self._guard(lambda drafter: self._tell(drafter, walking), None)
         return done
+
+    def _tell(self, drafter: Drafter, walking: list[Observation]) -> None:
+        if drafter.name in self._spent or self.allocator.hears(drafter.name):
+            drafter.observe(walking)
 
     def _commit_drafts(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]

@@ -26,6 +26,8 @@ HOPE = 1.0
 """Tokens that a drafter nobody has tried yet is thought to add."""
 PATIENT = 16
 """Steps between two trials of a drafter that does not pay, at least."""
+LONGEST_WAIT = 8
+"""How many times rarer trials become while they fail."""
 TRIAL_SHARE = 0.005
 """Share of the time that such trials may take."""
 PRICEY = 0.05
@@ -145,6 +147,10 @@ class Paying:
             self.cost.setdefault(name, Mean()).add(ms / max(1, asked[name]), 32)
             self._schedule(name, asked[name], price, load)
 
+    def hears(self, drafter: str) -> bool:
+        """Whether it runs for anybody, or costs next to nothing."""
+        return self._wait.get(drafter, 1) == 1
+
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""
         request.stats.why = self.why(request)
@@ -214,7 +220,7 @@ class Paying:
         assert self.services is not None
         step, share = self.ledger.plain_ms(price, load), self.cost[name].value * calls
         pays = self.worth[(name, 0)].value * self.ledger.token_ms(price, load) > self.cost[name].value
-        self._wait[name] = 1 if pays else min(32, 2 * self._wait.get(name, 1))
+        self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
         wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name] if self.cost[name].weight > 3 else 1
         self._due[name] = self.services.steps + int(wait)
 
@@ -222,7 +228,7 @@ class Paying:
         """Return how many of the nodes, best first, give the most tokens per millisecond."""
         plain = self.ledger.plain_ms(price, load)
         best, count, tokens, taken = load.requests / plain, 0, float(load.requests), 0
-        extra = self.ledger.drafted_overhead.value
+        extra = self.ledger.drafted_extra()
         for rows in ROW_STEPS[1:]:
             rows = min(rows, len(chances))
             tokens += sum(chances[taken:rows])
@@ -241,7 +247,7 @@ class Paying:
         if load.requests == 1:
             return count
         plain = self.ledger.plain_ms(price, load)
-        extra = self.ledger.drafted_overhead.value
+        extra = self.ledger.drafted_extra()
         while count:
             tokens = [1.0] * drafting
             for chance, number, _ in nodes[:count]:
