@@ -6,7 +6,8 @@ for all its requests at once, so that drafters run batched. What it needs and pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -48,6 +49,17 @@ class Load:
     rows: int = 0
     context: int = 0
     """Cached positions of all its requests."""
+
+    @classmethod
+    def by_model(cls, grants: Iterable[tuple[Request, int]]) -> dict[str, Load]:
+        """Return what the passes of these requests, each with the rows that it won, hold; nothing for other models."""
+        found = defaultdict[str, Load](cls)
+        for request, rows in grants:
+            load = found[request.model]
+            load.requests += 1
+            load.rows += min(rows, request.pending)
+            load.context += request.filled
+        return found
 
 
 class Services(Protocol):
