@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stretto.models.latent import readers_of_row
 from stretto.models.spec import ExpertsSpec, LayerSpec, ModelSpec
 
 
@@ -38,11 +39,18 @@ def sites(spec: ModelSpec) -> Iterator[Site]:
 
 def _layer_sites(layer: LayerSpec, prefix: str) -> Iterator[Site]:
     if layer.norm:
-        heads = tuple(f"{prefix}{name}.weight" for name in ("query", "key", "value"))
+        heads = tuple(f"{prefix}{name}.weight" for name in readers_of_row(layer.attention))
         yield Site(f"{prefix}attention_norm", heads, layer.norm.offset)
+    if (latent := layer.attention.latent) is not None:
+        parts = tuple(f"{prefix}latent_{name}.weight" for name in ("key", "value"))
+        yield Site(f"{prefix}latent_norm", parts, latent.norm.offset)
+        if latent.query_size is not None:
+            yield Site(f"{prefix}query_latent_norm", (f"{prefix}latent_query.weight",), latent.norm.offset)
     mlp, blocks, router = layer.mlp, [prefix], []
     if isinstance(mlp, ExpertsSpec):
         blocks, router = [f"{prefix}experts.{number}." for number in range(mlp.count)], [f"{prefix}router.weight"]
+        if mlp.shared:
+            blocks.append(f"{prefix}shared_")
         mlp = mlp.expert
     inner = [f"{block}{name}.weight" for block in blocks for name in (["gate", "up"] if mlp.gated else ["up"])]
     if layer.norm:

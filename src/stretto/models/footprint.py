@@ -55,6 +55,10 @@ def footprint(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: tor
         else 4 * math.prod(shape)
         for name, shape in shapes.items()
     )
+    latent = [each.attention for each in spec.layers if each.attention.latent]
+    read += sum(
+        _packed((each.heads * each.head_size, each.latent.size), form) for each in latent if each.latent
+    )  # zeros
     largest = max(math.prod(shape) for shape in (embed, *shapes.values()))
     cache = sum(lane.bytes_per_token() for lane in default_lanes(spec, DTYPES[dtype]))
     kept = read + table
