@@ -132,19 +132,18 @@ def test_a_quantized_folder_is_whole_or_does_not_load(tmp_path: Path, monkeypatc
 
 
 WRITERS = ("write_text", "write_bytes", "save_file", "savez", "copyfile")
-"""Calls that make a file; each must be given the temporary name that ``whole`` yields."""
+TEMPORARY = {"partial", "copy", "file"}
+"""How modules call what ``whole`` yields, and a file opened under it."""
 
 
 def writes(module: Path) -> list[str]:
-    """Return the calls of a module that write to another name than ``partial`` or ``copy``, or a ``file`` opened under it."""
+    """Return the calls of a module that write to anything but a temporary name, or a file opened under one."""
     found = []
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name in WRITERS and not {"partial", "copy", "file"} & {
-            each.id for each in node.args if isinstance(each, ast.Name)
-        }:
+        if name in WRITERS and not TEMPORARY & {each.id for each in node.args if isinstance(each, ast.Name)}:
             found.append(f"{module.relative_to(SOURCE)}:{node.lineno}")
     return found
 
