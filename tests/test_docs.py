@@ -80,4 +80,4 @@ def test_there_is_something_to_run():
 
 @pytest.mark.parametrize(("page", "text"), [("methods", methods_page()), ("families", families_page())])
 def test_the_tables_are_what_the_code_says(page: str, text: str):
-    assert (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") == text
+    assert (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").startswith(text)
