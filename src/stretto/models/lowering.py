@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stretto.cache.memory import give_back
 from stretto.kernels.linear import SHARDS, round_up
 from stretto.kernels.quantized import Quantized
 from stretto.models.parameters import parameter_shapes
@@ -79,7 +80,10 @@ class Lowering:
         ropes = dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope)
         self._ropes = {rope: self._rope(rope) for rope in ropes if rope}
         self.head = self._embed()
-        self.layers = [self._layer(number, layer, *places[number]) for number, layer in enumerate(spec.layers)]
+        self.layers: list[LayerOps] = []
+        for number, layer in enumerate(spec.layers):
+            self.layers.append(self._layer(number, layer, *places[number]))
+            give_back()
         self._logits()
 
     def _rope(self, rope: RopeSpec) -> int:
