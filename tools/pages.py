@@ -193,6 +193,9 @@ def _rows(rows: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> str:
     )
 
 
+COUNTED = "## What was compared"
+"""From here on a page is ``tools/parity_count.py``'s."""
+
 PAGES: dict[str, Callable[[], str]] = {
     "families": families_page,
     "methods": methods_page,
@@ -202,4 +205,6 @@ PAGES: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     for page, make in PAGES.items():
-        (DOCS / f"{page}.md").write_text(make(), encoding="utf-8", newline="\n")
+        path = DOCS / f"{page}.md"
+        _, counted, rest = path.read_text(encoding="utf-8").partition(COUNTED)
+        path.write_text(make() + ("\n" if counted else "") + counted + rest, encoding="utf-8", newline="\n")
