@@ -137,6 +137,21 @@ def quantize(
 
 
 @app.command()
+def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these; without names, all.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Say which methods run with this model, and what others lack.")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(help="A draft model that would be aboard beside it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
+) -> None:
+    """List the decoding methods: what each promises, needs, and where it was published."""
+    from stretto.cli.methods import run
+
+    run(names or [], model=model, draft=draft, as_json=as_json)
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:

@@ -24,14 +24,18 @@ def find_recipe(name: str) -> Recipe:
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
     """Return a new method of that name. Raises ``ValueError`` for an unknown name and for what is not aboard."""
     recipe, aboard = find_recipe(name), aboard or Aboard()
-    missing = recipe.needs - aboard.things() - recipe.brings.keys()
-    if missing:
-        raise ValueError(f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard{_remedy(missing)}")
+    if lacking := missing(recipe, aboard):
+        raise ValueError(f"method={name!r} needs {', '.join(sorted(lacking))}, which is not aboard{_remedy(lacking)}")
     return recipe.build(aboard)
 
 
-def _remedy(missing: frozenset[str]) -> str:
-    return ": name a draft model with draft=PATH (--draft PATH)" if "draft" in missing else ""
+def missing(recipe: Recipe, aboard: Aboard) -> frozenset[str]:
+    """Return what the method needs that is neither aboard nor comes with it."""
+    return recipe.needs - aboard.things() - recipe.brings.keys()
+
+
+def _remedy(lacking: frozenset[str]) -> str:
+    return ": name a draft model with draft=PATH (--draft PATH)" if "draft" in lacking else ""
 
 
 def methods_page() -> str:
