@@ -38,7 +38,7 @@ def advice(rows: Sequence[Row], flags: str = "") -> str:
     told = []
     for method, where in groups.items():
         gains = [winner.speedup for place in where if (winner := winners[place]) and winner.speedup]
-        at = "" if len(places) == 1 else f" at {_listed(where)} at a time"
+        at = "" if len(places) == 1 else f" at concurrency {_listed(where)}"
         if not gains:
             told.append(f"plain is best here{at} (--method plain)")
             continue
