@@ -91,7 +91,7 @@ def _table(entries: list[dict[str, Any]], *, asked: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for n in shown:
         name = COLUMNS[n]
-        table.add_column(name, no_wrap=name in ("method", "family"), overflow="fold", style="cyan" if n == 0 else None)
+        table.add_column(name, no_wrap=n < 3, overflow="fold", style="cyan" if n == 0 else None)
     before = None
     for row in rows:
         if before not in (None, row[1]):

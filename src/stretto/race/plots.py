@@ -91,7 +91,7 @@ def speedups(groups: Sequence[tuple[str, Sequence[tuple[str, str, float, float, 
 def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], unit: str) -> str:
     """Return stacked bars from 0. ``bars``: a name each, and its pieces: label, class, size."""
     most = max(sum(size for *_, size in pieces) for _, pieces in bars) * 1.01 or 1.0
-    left, right, thick, step = LABELS + 10.0, WIDTH - 70.0, 18.0, 28.0
+    left, right, thick, step = LABELS + 10.0, WIDTH - 110.0, 18.0, 28.0
     x = _scale(0, most, left, right)
     height = step * len(bars) + 40
     parts = []
@@ -129,7 +129,7 @@ def lines(
     points = [point for *_, each in series for point in each]
     xs = sorted({x for x, _ in points})
     top = most if most is not None else max(max(y for _, y in points) * 1.08, mark or 0.0, 1e-9)
-    left, right, high, low, height = 56.0, WIDTH - 150.0, 14.0, 262.0, 306.0
+    left, right, high, low, height = 56.0, WIDTH - 150.0, 30.0, 278.0, 322.0
     place = math.log2 if log else float
     x_of = _scale(place(xs[0]), max(place(xs[-1]), place(xs[0]) + 1e-9), left + 8, right - 8)
     y_of = _scale(0.0, top, low, high)
@@ -143,7 +143,7 @@ def lines(
     for tick in shown:
         parts.append(text(x_of(place(tick)), low + 18, number(tick), "tick", "middle"))
     parts.append(text((left + right) / 2, height - 6, across, "axis", "middle"))
-    parts.append(text(left - 8, high - 2, up, "axis", "start"))
+    parts.append(text(left - 8, high - 16, up, "axis", "start"))
     ends: list[tuple[float, str, str]] = []
     for label, kind, each in series:
         path = " ".join(f"{x_of(place(x)):.1f},{y_of(y):.1f}" for x, y in each)

@@ -172,7 +172,8 @@ def _by_concurrency(result: Result, colours: dict[str, str]) -> str:
 def _by_depth(result: Result, colours: dict[str, str]) -> str:
     place = _places(result)[0] if result.rows else 0
     series = []
-    for row in _fastest([row for row in result.rows if row.concurrency == place and row.drafts]):
+    drafting = _fastest([row for row in result.rows if row.concurrency == place and row.drafts])
+    for number, row in enumerate(drafting):
         for drafter, depths in row.drafts.items():
             points = [
                 (float(depth), accepted / checked)
@@ -181,7 +182,8 @@ def _by_depth(result: Result, colours: dict[str, str]) -> str:
             ]
             label = row.method if drafter == row.method or len(row.drafts) == 1 else f"{row.method}: {drafter}"
             if points:
-                series.append((label, colours[row.method if len(row.drafts) == 1 else drafter], points))
+                colour = colours[row.method if len(row.drafts) == 1 else drafter]
+                series.append((label, f"{colour} dash{number}" if len(drafting) > 1 else colour, points))
     if not series:
         return ""
     drawn = plots.lines(
