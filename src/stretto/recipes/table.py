@@ -28,20 +28,23 @@ def find_recipe(name: str) -> Recipe:
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
     """Return a new method of that name. Raises ``ValueError`` for an unknown name and for what is not aboard."""
     recipe, aboard = find_recipe(name), aboard or Aboard()
-    things = aboard.things()
-    missing = recipe.needs - things - recipe.brings.keys()
-    if missing:
-        told = f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard"
-        raise ValueError(f"{told}{_remedy(missing, things)}")
+    if lacking := missing(recipe, aboard):
+        told = f"method={name!r} needs {', '.join(sorted(lacking))}, which is not aboard"
+        raise ValueError(f"{told}{_remedy(lacking, aboard.things())}")
     return recipe.build(aboard)
 
 
-def _remedy(missing: frozenset[str], things: frozenset[str]) -> str:
-    if "draft" in missing and "foreign-draft" in things:
+def missing(recipe: Recipe, aboard: Aboard) -> frozenset[str]:
+    """Return what the method needs that is neither aboard nor comes with it."""
+    return recipe.needs - aboard.things() - recipe.brings.keys()
+
+
+def _remedy(lacking: frozenset[str], things: frozenset[str]) -> str:
+    if "draft" in lacking and "foreign-draft" in things:
         return ": the draft that is aboard has another vocabulary than the target; use method='slem'"
-    if "foreign-draft" in missing and "draft" in things:
+    if "foreign-draft" in lacking and "draft" in things:
         return ": the draft that is aboard has the target's own vocabulary; use method='draft-model'"
-    return ": name a draft model with draft=PATH (--draft PATH)" if missing & {"draft", "foreign-draft"} else ""
+    return ": name a draft model with draft=PATH (--draft PATH)" if lacking & {"draft", "foreign-draft"} else ""
 
 
 def methods_page() -> str:
