@@ -49,7 +49,7 @@ class Verse:
         self.line, self.refrain = line, tuple(refrain)
         self.any = torch.ones(vocab_size, dtype=torch.bool)
         self.dull = torch.arange(vocab_size) % 5 != 0
-        self.forced = [torch.arange(vocab_size) == token for token in self.refrain]
+        self.lines = [torch.arange(vocab_size) == token for token in self.refrain]
 
     def start(self) -> tuple[int, bool]:
         return 0, False
@@ -59,7 +59,7 @@ class Verse:
 
     def allowed(self, state: tuple[int, bool]) -> torch.Tensor:
         place, rich = state
-        return self.forced[place - self.line] if place >= self.line else self.dull if rich else self.any
+        return self.lines[place - self.line] if place >= self.line else self.dull if rich else self.any
 
 
 register_mask("verse", Verse)
