@@ -129,7 +129,17 @@ class Told(NullModel):
         super().__init__(VOCAB, len(text))
         self.text = list(text)
 
+    def says(self, token: int, position: int) -> int:
+        return self.text[min(position + 1, len(self.text) - 1)]
+
     def forward(self, batch: Batch) -> Result:
         index = [position for part in batch.parts for position in part.chunk.index]
-        behind = [self.text[min(index[row] + 1, len(self.text) - 1)] for row in batch.wanted]
-        return Result(torch.stack([_logits(token) for token in behind]) if behind else torch.empty(0, VOCAB))
+        said = [self.says(batch.tokens[row], index[row]) for row in batch.wanted]
+        return Result(torch.stack([_logits(token) for token in said]) if said else torch.empty(0, VOCAB))
+
+
+class Chain(Told):
+    """Says what follows a token in the text, wherever it stands: each of its tokens has one follower."""
+
+    def says(self, token: int, position: int) -> int:
+        return self.text[self.text.index(token) + 1] if token in self.text[:-1] else 0

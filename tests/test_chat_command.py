@@ -91,7 +91,7 @@ def test_in_a_terminal_lines_are_edited_answers_stopped_and_ctrl_d_leaves(tmp_pa
     terminal = Terminal("chat", "--seed", "3", "--max-tokens", "100000", home=tmp_path)
     terminal.until(READY)
     terminal.type("/methox\x7fd\r")  # a character is deleted
-    terminal.until("method plain")
+    terminal.until("method auto")
     terminal.until(READY)
     terminal.type("\x1b[200~Tell me\na long story\x1b[201~\r")  # pasted: two lines, one message
     terminal.until("a long story")

@@ -111,7 +111,7 @@ def _save(chat: Conversation, name: str) -> str:
 
 def _stats(chat: Conversation, _: str) -> str:
     chat.stats = not chat.stats
-    return f"statistics {'on' if chat.stats else 'off'}" + (f"\n{summary(chat.last)}" if chat.last else "")
+    return f"statistics {'on' if chat.stats else 'off'}" + (f"\n{summary(chat.last, chat.llm)}" if chat.last else "")
 
 
 def _reset(chat: Conversation, _: str) -> str:
@@ -182,6 +182,7 @@ def _state() -> Path:
 def run(
     model: str,
     *,
+    draft: str | None,
     method: str,
     weights: str,
     threads: int | None,
@@ -192,7 +193,9 @@ def run(
 ) -> None:
     """Talk until the input ends. Through a pipe every line is a message, and only the answers are written."""
     checked(params, method, device)
-    llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
+    llm = LLM(
+        model, draft=draft, method=method, weights=weights, threads=threads, device=device, progress=EverySecond()
+    )
     llm.encode_chat([{"role": "user", "content": "Hello"}])  # a model that cannot talk says so now
     demonstration(model)
     chat = Conversation(llm, params, llm.default_method, system, stats=stats)
@@ -223,4 +226,4 @@ def _turn(chat: Conversation, line: str, screen: bool) -> None:
     chat.answer(line, show)
     print(flush=True)
     if chat.stats and chat.last is not None:
-        print(summary(chat.last), file=sys.stderr, flush=True)
+        print(summary(chat.last, chat.llm), file=sys.stderr, flush=True)

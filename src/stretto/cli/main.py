@@ -21,9 +21,13 @@ train_app = typer.Typer(help="Train an embedded model by its recipe.", no_args_i
 app.add_typer(train_app, name="train")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
+DraftOption = Annotated[
+    str | None, typer.Option(help="A smaller model that drafts: embedded name, checkpoint folder or hub id.")
+]
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
+MethodOption = Annotated[str, typer.Option(help="Decoding method: auto, plain, or a name from stretto methods.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 
 
@@ -31,7 +35,8 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    draft: DraftOption = None,
+    method: MethodOption = "auto",
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
@@ -58,6 +63,7 @@ def generate(
         file=file,
         out=out,
         model=model,
+        draft=draft,
         method=method,
         weights=weights,
         threads=threads,
@@ -71,7 +77,8 @@ def generate(
 @app.command()
 def chat(
     model: ModelOption = "stretto-tiny",
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
+    draft: DraftOption = None,
+    method: MethodOption = "auto",
     temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
@@ -88,6 +95,7 @@ def chat(
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
     run(
         model,
+        draft=draft,
         method=method,
         weights=weights,
         threads=threads,

@@ -41,7 +41,7 @@ def leaders(scores: Tensor, temperature: float, bits: int, count: int) -> list[i
 
 
 def ranking(scores: Tensor, temperature: float, bits: int, count: int) -> tuple[list[int], list[float]]:
-    """Return what `leaders` does, and the values that decide: the scores as they are, or scaled and with their noise."""
+    """Return what `leaders` does, and the values that decide: scores as they are, or scaled and with their noise."""
     library = library_for(scores)
     if library is not None:
         found = library.top(scores.data_ptr(), len(scores), temperature, bits, min(count, len(scores)))

@@ -7,7 +7,7 @@ for all its requests at once, so that drafters run batched. What it needs and pr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -149,4 +149,8 @@ class DecodingMethod(Protocol):
 
     def end(self, request: Request) -> None:
         """Forget the request: it finished, failed or was aborted."""
+        ...
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Return what it keeps beyond requests: by store its sizes and limits, as plain data."""
         ...

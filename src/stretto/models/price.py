@@ -32,6 +32,7 @@ class Price:
 
     def __init__(self, timer: Timer) -> None:
         """Fit from eight passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
+        self._seen = 0
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
         for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper
             self._by_rows[number] = max(self._by_rows[number], self._by_rows[number - 1])
@@ -52,10 +53,16 @@ class Price:
     def observe(self, rows: int, context: int, pairs: int, ms: float) -> None:
         """Learn from a pass that took ``ms``; one that was held up counts as twice its price at most.
 
-        What makes up most of the price moves most.
+        Half of the surprise is the machine's (memory in another mode, other processes) and moves every price alike; of
+        the other half, what makes up most of this price moves most.
         """
         expected = self.ms(rows, context, pairs)
-        step = PACE * (min(ms / expected, 2.0) - 1.0) / expected
+        surprise = min(ms / expected, 2.0) - 1.0
+        self._seen += 1
+        common = 1.0 + max(0.5 * PACE, 1.0 / (3 + self._seen)) * surprise  # the first passes correct what load measured
+        for number in range(len(KNOTS)):
+            self._by_rows[number] *= common
+        step = 0.5 * PACE * surprise / expected
         for number, weight in _weights(rows):
             self._by_rows[number] *= 1.0 + step * weight * self._by_rows[number]
         self._by_context *= 1.0 + step * self._by_context * context

@@ -24,6 +24,8 @@ class Drafted:
     request: Request
     asked: list[str] = field(default_factory=list)
     """The drafters that ran, in order."""
+    later: set[str] = field(default_factory=set)
+    """Those of them that were busy getting ready to draft."""
     by_drafter: dict[str, Draft] = field(default_factory=dict)
     tree: DraftTree = field(default_factory=lambda: DraftTree.run([]))
     """The union, as it was offered to ``select``."""

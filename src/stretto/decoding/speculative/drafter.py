@@ -33,11 +33,30 @@ class Probes:
 
 
 @dataclass(slots=True)
+class Entered:
+    """Rows of a draft's chunk that have come through the target's first layers already: the root, then the nodes."""
+
+    layers: tuple[int, int]
+    """The layers that are left."""
+    hidden: Tensor
+    """Hidden states [1 + nodes, width] with which the rows enter them."""
+    scratch: list[int | None]
+    """Where the rows lie; None for the root, which lies in its block."""
+
+    def only(self, nodes: Sequence[int]) -> Entered:
+        """Return the root and these nodes."""
+        rows = [0, *(node + 1 for node in nodes)]
+        return Entered(self.layers, self.hidden[rows], [self.scratch[row] for row in rows])
+
+
+@dataclass(slots=True)
 class Draft:
     """What a drafter proposes for one request in one step."""
 
     tree: DraftTree
     probes: Probes | None = None
+    entered: Entered | None = None
+    """Where its rows stand already, if they do. Used where no other drafter has part in the tree."""
 
 
 class Ticket(Protocol):
@@ -81,6 +100,7 @@ class Drafter(Protocol):
     def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> Sequence[Draft | Ticket | None]:
         """Return for each request a draft of at most ``rows[i]`` nodes and probe rows, a ticket, or nothing.
 
+        An empty draft says that the drafter is getting ready (a lane that catches up), nothing that it has no guess.
         A ticket or draft takes the place of a ticket that has not arrived: return nothing to go on waiting for it.
         """
         ...

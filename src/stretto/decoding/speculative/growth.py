@@ -93,9 +93,15 @@ class Growing:
 class Growth(Protocol):
     """One rule, shared by all requests: it holds no state of theirs."""
 
-    width: int
-    """Candidates that it wants of each computed node."""
-    estimator: Estimator
+    @property
+    def width(self) -> int:
+        """Candidates that it wants of each computed node."""
+        ...
+
+    @property
+    def estimator(self) -> Estimator:
+        """What a candidate's chance is read from."""
+        ...
 
     def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
         """Add nodes to ``tree`` and return those that the next round computes, ``[]`` to stop.

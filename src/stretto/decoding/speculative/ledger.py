@@ -7,6 +7,7 @@ overhead that the price of a pass does not hold, and the verdict whether draftin
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ UNKNOWN_OVERHEAD = 0.3
 REST = 64
 """Steps that drafting rests at first behind a lost trial; twice as many behind the next one."""
 LONGEST_REST = 2048
+FORGET = 0.003
+"""Share of what is known of drafted steps that a step without drafts forgets."""
 FADE = 0.96
 """What the sums of a trial keep of themselves from step to step."""
 
@@ -58,9 +61,11 @@ class Mean:
 class Ledger:
     """Of one allocator. All figures are milliseconds of wall time and tokens of all its requests together."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """``clock`` tells seconds."""
+        self._clock = clock
         self.plain_overhead, self.drafted_overhead = Mean(), Mean()
-        """Of a step, beyond the price of its pass and the time of its drafters."""
+        """Of a step, beyond the price of its pass and the time of its drafters; below 0 where the price is too high."""
         self.steps = 0
         self.resting = 0
         """Steps that drafting still rests."""
@@ -83,9 +88,7 @@ class Ledger:
 
     def drafted_extra(self) -> float:
         """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
-        if self.drafted_overhead.weight:
-            return self.drafted_overhead.value
-        return self.plain_overhead.value + UNKNOWN_OVERHEAD
+        return self.drafted_overhead.value if self.drafted_overhead.weight else self._unknown()
 
     def token_ms(self, price: PassPrice, load: Load) -> float:
         """Return what a token is worth: the milliseconds one takes at the present pace."""
@@ -103,7 +106,7 @@ class Ledger:
         ``step`` is the engine's number of it, ``drafted`` its drafted rows, ``tokens`` those that its requests gained,
         ``spent`` the milliseconds of its drafters. Steps with prompt slices, and the first behind a pause, say nothing.
         """
-        now = time.perf_counter()
+        now = self._clock()
         last, self._last = self._last, (step, now)
         self.steps += 1
         self.resting = max(0, self.resting - 1)
@@ -115,11 +118,14 @@ class Ledger:
             if price is self._guess:
                 self._guess.step += 0.1 * (wall - self._guess.step)
             else:
-                self.plain_overhead.add(min(max(0.0, wall - expected), 2 * expected + 5.0), 64)
-        else:
-            over = max(0.0, wall - expected - spent)
-            self.drafted_overhead.add(min(over, 2 * expected + 5.0), 64)
+                self.plain_overhead.add(min(wall - expected, 2 * expected + 5.0), 64)
+        elif drafted:
+            if not self.drafted_overhead.weight:
+                self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
+            self.drafted_overhead.add(min(wall - expected - spent, 2 * expected + 5.0), 64)
             self._try(wall, tokens * self.plain_ms(price, load) / max(1, load.requests))
+        if not drafted:  # what kept steps from drafting may have been a hiccup: it is forgotten by and by
+            self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
         self._wall.add(wall, 64)
         self._tokens.add(tokens, 64)
         return wall
@@ -127,6 +133,9 @@ class Ledger:
     def gain(self) -> float:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""
         return self._would_take / self._took if self._took > 0 else 1.0
+
+    def _unknown(self) -> float:
+        return self.plain_overhead.value + UNKNOWN_OVERHEAD
 
     def _try(self, wall: float, would_take: float) -> None:
         """Go on with a trial; one that is lost sends drafting to rest."""

@@ -15,16 +15,13 @@ from stretto.decoding.known import commit_known, known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
 from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import descend, draft_chunk, only
+from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, only
 from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
 
 PATIENCE = 2.0
 """Seconds that a drafter may take for one step's drafts, unless the method says otherwise."""
-
-
-EMPTY = DraftTree.run([])
 
 
 class Late(Exception):
@@ -46,21 +43,26 @@ class Speculative:
         verifier: Verifier | None = None,
         allocator: Allocator | None = None,
         rows: int = 8,
+        scratch: int = 1,
         hidden: tuple[int, ...] = (),
         feature: str | None = None,
         needs: frozenset[str] = frozenset(),
         patience: float = PATIENCE,
     ) -> None:
-        """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at
-        these layer borders in ``observe``, and the feature lane that stores the last of them. ``needs``: what must be
-        aboard beside it (``Facts.needs``).
+        """``rows`` bounds a draft; each takes ``scratch`` of the target's scratch rows.
+
+        ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at these layer borders in
+        ``observe``, and the feature lane that stores the last of them. ``needs``: what must be aboard beside it
+        (``Facts.needs``).
         """
         self.name, self.drafters, self.rows, self.hidden, self.feature = name, list(drafters), rows, hidden, feature
         self.verifier: Verifier = verifier or Coupled()
         self.allocator: Allocator = allocator or Everything()
         self.patience = patience
         self.facts = Facts(
-            fidelity=self.verifier.fidelity, needs=needs | (frozenset() if feature is None else frozenset({feature}))
+            fidelity=self.verifier.fidelity,
+            needs=needs | (frozenset() if feature is None else frozenset({feature})),
+            scratch=scratch,
         )
         self.services: Services | None = None
         self._spent: dict[str, float] = {}
@@ -169,10 +171,13 @@ class Speculative:
         united: list[Draft | None] = []
         for found, nodes, limit in zip(drafted, sent, rows, strict=True):
             tree = only(found.tree, nodes)
-            probes = next((d.probes for d in found.by_drafter.values() if len(found.by_drafter) == 1), None)
+            alone = next(iter(found.by_drafter.values())) if len(found.by_drafter) == 1 else Draft(tree)
+            probes, entered = alone.probes, None
             if probes is not None and len(tree) + len(probes.tokens) > limit:
                 probes = None
-            united.append(Draft(tree, probes) if len(tree) or probes else None)
+            if alone.entered is not None and probes is None:
+                entered = alone.entered.only(nodes)
+            united.append(Draft(tree, probes, entered) if len(tree) or probes else None)
         return united
 
     def _ask(self, drafter: Drafter, drafted: list[Drafted], rows: list[int]) -> None:
@@ -194,8 +199,10 @@ class Speculative:
         if spent > self.patience:
             raise Late(f"its drafts took {spent:.2f} s, its budget is {self.patience:.2f} s")
         for (found, _), draft in zip(asked, drafts, strict=True):
-            if draft is not None:
+            if draft is not None and (len(draft.tree) or draft.probes):
                 found.by_drafter[drafter.name] = draft
+            elif draft is not None:
+                found.later.add(drafter.name)
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""

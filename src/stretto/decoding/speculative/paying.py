@@ -57,8 +57,8 @@ class Own:
 class Paying:
     """One for one method; see ``Allocator``."""
 
-    def __init__(self) -> None:
-        self.calibration, self.ledger = Calibration(), Ledger()
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.calibration, self.ledger = Calibration(), ledger or Ledger()
         self.worth: dict[Place, Mean] = {}
         """Tokens that each drafter adds to those before it, per request and call."""
         self.cost: dict[str, Mean] = {}
@@ -66,6 +66,8 @@ class Paying:
         self._due: dict[str, int] = {}
         """Step of each drafter's next trial."""
         self._wait: dict[str, int] = {}
+        self._token = 0.0
+        """What a token is worth, in milliseconds, as of the last step."""
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -77,7 +79,7 @@ class Paying:
         if self.ledger.wants_plain():
             return 0
         own = self._own(request)
-        if self.cost and not any(self._runs(name, own, request.model) for name in self.cost):
+        if self.cost and not any(self._runs(name, own, (name, 0)) for name in self.cost):
             return 0
         return min(most, int(2 * own.sent) + 4)
 
@@ -87,7 +89,7 @@ class Paying:
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
             place = own.places[drafter] = self._place(drafter, found, own)
-            rooms.append(room if self._runs(drafter, own, found.request.model, place) else 0)
+            rooms.append(room if self._runs(drafter, own, place) else 0)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
@@ -125,6 +127,7 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
+        self._token = self.ledger.token_ms(price, load)
         wall = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         if wall is not None:
             plain = self.ledger.plain_ms(price, load)
@@ -137,12 +140,14 @@ class Paying:
             self.calibration.learn(own.counts, found.tree, seen.committed.tokens)
             best = 0
             for name in found.asked:
+                asked[name] += 1
+                if name in found.later:
+                    continue
                 added = _owned(seen, name)
                 place = own.places.get(name, (name, 0))
                 self.worth.setdefault(place, Mean(HOPE, 1.0)).add(max(0, added - best), 256)
                 own.worth.setdefault(place, Mean()).add(max(0, added - best), 32)
                 best = max(best, added)
-                asked[name] += 1
         for name, ms in spent.items():
             self.cost.setdefault(name, Mean()).add(ms / max(1, asked[name]), 32)
             self._schedule(name, asked[name], price, load)
@@ -162,7 +167,7 @@ class Paying:
         own, words = self._own(request), []
         for name in self.cost:
             worth, cost = self._worth((name, 0), own), self.cost[name].value
-            runs = self._pays(name, own, request.model, (name, 0))
+            runs = self._pays(name, own, (name, 0))
             words.append(f"{name} {'on' if runs else 'off'} ({worth:.2f} tokens for {cost:.2f} ms)")
         return ", ".join(words) or "nothing drafted yet"
 
@@ -194,17 +199,15 @@ class Paying:
         mine = own.worth.get(place)
         return value if mine is None else (mine.value * mine.weight + 8.0 * value) / (mine.weight + 8.0)
 
-    def _pays(self, name: str, own: Own, model: str, place: Place) -> bool:
+    def _pays(self, name: str, own: Own, place: Place) -> bool:
+        """Whether what a drafter adds is worth more than its time."""
         cost = self.cost.get(name)
-        if cost is None:
-            return True
-        return self._worth(place, own) * self.ledger.token_ms(*self._price(model)) > cost.value
+        return cost is None or self._worth(place, own) * self._token > cost.value
 
-    def _runs(self, name: str, own: Own, model: str, place: Place | None = None) -> bool:
+    def _runs(self, name: str, own: Own, place: Place) -> bool:
+        """Whether a drafter runs in this step: it pays, or is due for a trial."""
         assert self.services is not None
-        places = [(name, 0), (name, 1), (name, 2)] if place is None else [place]
-        due = self._due.get(name, 0) <= self.services.steps
-        return due or any(self._pays(name, own, model, each) for each in places)
+        return self._due.get(name, 0) <= self.services.steps or self._pays(name, own, place)
 
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
@@ -219,7 +222,8 @@ class Paying:
         """Set the next trial of a drafter that was asked, later each time while it does not pay."""
         assert self.services is not None
         step, share = self.ledger.plain_ms(price, load), self.cost[name].value * calls
-        pays = self.worth[(name, 0)].value * self.ledger.token_ms(price, load) > self.cost[name].value
+        worth = self.worth.get((name, 0))
+        pays = (HOPE if worth is None else worth.value) * self._token > self.cost[name].value
         self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
         wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name] if self.cost[name].weight > 3 else 1
         self._due[name] = self.services.steps + int(wait)

@@ -32,9 +32,13 @@ class TenantStores(Generic[Store]):
         self.make, self.limit, self.tenants = make, limit, tenants
         self._stores: OrderedDict[tuple[str, str], Store] = OrderedDict()
 
+    def key(self, request: Request) -> tuple[str, str]:
+        """Return whose store serves a request: token ids mean nothing to another model, texts are the tenant's own."""
+        return request.model, request.params.tenant
+
     def find(self, request: Request) -> Store | None:
         """Return the store of the request's tenant, None where nothing was written yet."""
-        key = request.model, request.params.tenant
+        key = self.key(request)
         store = self._stores.get(key)
         if store is not None:
             self._stores.move_to_end(key)
@@ -44,7 +48,7 @@ class TenantStores(Generic[Store]):
         """Return the store of the request's tenant, to write to. ``trim`` when it is written."""
         store = self.find(request)
         if store is None:
-            store = self._stores[request.model, request.params.tenant] = self.make(self.limit)
+            store = self._stores[self.key(request)] = self.make(self.limit)
         return store
 
     def trim(self) -> None:

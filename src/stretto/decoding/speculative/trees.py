@@ -10,6 +10,9 @@ from stretto.core.request import Request
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.drafter import Draft
 
+EMPTY = DraftTree.run([])
+"""Nothing drafted."""
+
 
 def depths(tree: DraftTree) -> list[int]:
     """Return each node's depth, 1 for children of the root."""
@@ -66,6 +69,9 @@ def draft_chunk(request: Request, draft: Draft) -> Chunk:
     segments = tree_segments(tree)
     roles = [Role.COMMIT, *[Role.CANDIDATE] * len(tree)]
     chunk = Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,))
+    if draft.entered is not None:
+        chunk.layers, chunk.entering = draft.entered.layers, draft.entered.hidden
+        chunk.scratch = draft.entered.scratch
     if probes is not None:
         behind = [position + depth for depth in probes.depth]
         if probes.rope is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Guesses:
-    """Guesses for the positions from ``start`` on, and for how many passes each has been the same (0: never computed)."""
+    """Guesses for the positions from ``start`` on, and the number of passes that each is old (0: never computed)."""
 
     start: int
     tokens: list[int] = field(default_factory=list)

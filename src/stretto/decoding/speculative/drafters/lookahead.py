@@ -49,11 +49,10 @@ class _Window:
 class Lookahead(ModelFree):
     """Lookahead decoding (Fu et al., arXiv 2402.02057).
 
-    The window guesses ``window`` positions at n - 1 = ``ngram`` - 1 stages. A pass computes the newest stage's rows, each
-    in sight of the oldest stage up to its column and of its own column; what they choose greedily completes one n-gram
-    per column for the pool and becomes the newest stage, while the oldest is given up. Drafted are the at most
-    ``branches`` newest n-grams that begin with the text's last token, merged where they begin alike. The pool is the
-    request's own.
+    The window guesses ``window`` positions in ``ngram`` - 1 stages. A pass computes the newest stage's rows, each in
+    sight of the oldest stage up to its column and of its own column. What they choose, greedily, completes one n-gram
+    per column for the pool and becomes the newest stage; the oldest is given up. Drafted are the at most ``branches``
+    newest n-grams that begin with the text's last token, merged where they begin alike. The pool is the request's own.
     """
 
     def __init__(self, name: str = "lookahead", *, window: int = 5, ngram: int = 4, branches: int = 3) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from stretto.cache.blocks import BLOCK
 from stretto.core.chunk import Chunk
 from stretto.core.request import Request
 from stretto.core.verifiers import Draws
-from stretto.decoding.method import Services
-from stretto.decoding.speculative.drafter import Draft, Observation
-from stretto.decoding.speculative.drafters.rounds import Job, Rounds
-from stretto.decoding.speculative.growth import ROOT, Growth, Run
+from stretto.decoding.speculative.drafter import Drafter, Observation
+from stretto.decoding.speculative.drafters.grown import Grown
+from stretto.decoding.speculative.drafters.rounds import Job
+from stretto.decoding.speculative.growth import ROOT, Growth
 
 CATCH_UP = 256
 """Known rows that all requests together may have computed in one step."""
 
 
-class ModelDrafter:
+class ModelDrafter(Grown):
     """Drafts with the model aboard under the name ``model``, whose tokens are the target's.
 
     The rows of known tokens stand in the request's lane of that model, those of drafted ones in scratch until the step
@@ -33,35 +33,24 @@ class ModelDrafter:
         draws: Draws = "coupled",
         *,
         name: str | None = None,
+        stage: Drafter | None = None,
         catch_up: int = CATCH_UP,
     ) -> None:
         """``draws``: how the verifier wants tokens drawn (see ``Candidates``). ``name`` defaults to the model's."""
-        self.model, self.name = model, name or model
-        self.rounds = Rounds(self.name, growth or Run(), draws)
-        self.catch_up = catch_up
+        super().__init__(name or model, growth, draws, stage)
+        self.model, self.catch_up = model, catch_up
         self.caught_up = 0
         """Rows of known tokens computed late: all but the last token's."""
 
-    def bind(self, services: Services) -> None:
-        """Take the engine's services for passes and views."""
-        self.services = services
-
-    def begin(self, request: Request) -> None:
-        """The lane is opened at the first draft."""
-
-    def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Draft | None]:
-        """Catch up and grow a tree for every request that has caught up."""
-        drafts: list[Draft | None] = [None] * len(requests)
-        jobs = self._jobs(requests, rows)
-        self.rounds.run(self.services, self.model, jobs)
+    def grow(self, jobs: list[Job]) -> None:
+        """Grow the trees; then the known rows of the first pass stand."""
+        super().grow(jobs)
         for job in jobs:
-            self._advance(job.request, job.first.index[-1] + 1)
-            if job.tree:
-                drafts[job.place] = self.rounds.draft(job)
-                job.request.memory[self.name] = job
-        return drafts
+            job.request.memory[self.name] = job
+            ((_, stop),) = job.sees or ()
+            self._advance(job.request, stop)
 
-    def _jobs(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Job]:
+    def jobs(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Job]:
         """Return the first passes of the requests for which there is room, those that lack least first."""
         model = self.services.models[self.model]
         longest = model.context if model.rope_border is None else model.rope_border
@@ -105,6 +94,7 @@ class ModelDrafter:
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Move the rows of accepted tokens, whoever drafted them, to the lane; forget the others."""
+        super().observe(observations)
         for seen in observations:
             request = seen.request
             job: Job | None = request.memory.pop(self.name, None)
@@ -125,11 +115,5 @@ class ModelDrafter:
 
     def rewind(self, request: Request) -> None:
         """The lane is gone with the request's other rows; it is opened and caught up again."""
+        super().rewind(request)
         request.memory.pop(self.name, None)
-
-    def end(self, request: Request) -> None:
-        """The lane is the engine's to free."""
-
-    def stores(self) -> Mapping[str, Mapping[str, int]]:
-        """Its rows lie in the engine's caches."""
-        return {}

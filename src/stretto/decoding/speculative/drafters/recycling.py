@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 SUCCESSORS = 8
 
-SHAPE = (
-    "0 1 2 3 4 5 6 7 "
-    "00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70 "
-    "000 001 002 003 004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500 "
-    "0000 0001 0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000 "
-    "00000 00001 00002 00010 00020 00100 01000 10000 "
-    "000000 000001 000100"
-).split()
-"""The paper's tree of 80 rows: of each node the ranks of the tokens on its path, in breadth-first order."""
+SHAPE = tuple(
+    path
+    for depth in (
+        "0 1 2 3 4 5 6 7",
+        "00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70",
+        "000 001 002 003 004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500",
+        "0000 0001 0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000",
+        "00000 00001 00002 00010 00020 00100 01000 10000",
+        "000000 000001 000100",
+    )
+    for path in depth.split()
+)
+"""The paper's tree of 80 nodes: of each the ranks of the tokens on its path, in breadth-first order."""
 
 
 def survives(rank: int) -> float:
@@ -67,9 +71,9 @@ class Adjacency:
 class TokenRecycling(ModelFree):
     """Token Recycling (Luo et al., arXiv 2408.08696).
 
-    An adjacency matrix holds the ``SUCCESSORS`` best tokens behind each token, as the last row with that token had them,
-    be it accepted, rejected or a probe. The tree of ``SHAPE`` is filled from it, breadth first; with fewer rows, its
-    likeliest part. The matrix is the tenant's; the matrices of all hold at most ``limit`` tokens.
+    An adjacency matrix holds the ``SUCCESSORS`` best tokens behind each token, as the last row with that token had
+    them, be it accepted, rejected or a probe. The tree of ``SHAPE`` is filled from it, breadth first; with fewer rows,
+    its likeliest part. The matrix is the tenant's; the matrices of all hold at most ``limit`` tokens.
     """
 
     def __init__(self, name: str = "token-recycling", *, limit: int = 1 << 16) -> None:
@@ -96,7 +100,7 @@ class TokenRecycling(ModelFree):
             tokens.append(behind[rank])
             parents.append(above)
             survival.append(survives(rank))
-        return Draft(self.tree(tokens, parents, survival))
+        return Draft(self.tree(tokens, parents, survival)) if tokens else None
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Write the successors of every row's token."""

@@ -196,9 +196,7 @@ class AlipayLookahead(ModelFree):
 
     def end(self, request: Request) -> None:
         """Add the last, shorter branches."""
-        if self.name in request.memory:
-            self._write(request, final=True)
-            self.past.trim()
+        self._write(request, final=True)
 
     def stores(self) -> Mapping[str, Mapping[str, int]]:
         """Return how many nodes the tries of outputs have."""
