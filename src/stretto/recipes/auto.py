@@ -12,6 +12,7 @@ from stretto.decoding.speculative.drafters.suffix import SuffixDecoding
 from stretto.decoding.speculative.method import Speculative
 from stretto.decoding.speculative.paying import Paying
 from stretto.decoding.speculative.worthwhile import Worthwhile
+from stretto.recipes.drafting import translated
 from stretto.recipes.recipe import Aboard, Recipe
 
 ROWS = 64
@@ -27,8 +28,11 @@ def _auto(aboard: Aboard) -> DecodingMethod:
         SuffixDecoding("suffix"),
         TokenRecycling("recycling"),
     ]
-    if "draft" in aboard.models:
+    things = aboard.things()
+    if "draft" in things:
         drafters.append(ModelDrafter(growth=Worthwhile(paying, "draft")))
+    elif {"foreign-draft", "tokenizer"} <= things:
+        drafters.append(translated(aboard))
     return Speculative("auto", drafters, allocator=paying, rows=ROWS)
 
 

@@ -18,12 +18,15 @@ from stretto.recipes.recipe import Aboard, Recipe
 TREE = 16
 """Nodes of a tree that a draft model's system sends."""
 
+PATIENCE = 60.0
+"""Seconds: catching up a long prompt takes a large draft model longer than drafts may take that are looked up."""
+
 Build = Callable[[Aboard], DecodingMethod]
 
 
 def alone(name: str, drafter: Callable[[Aboard], Drafter], rows: int, scratch: int = 1) -> Build:
     """Return how to build the method of one drafter."""
-    return lambda aboard: Speculative(name, [drafter(aboard)], rows=rows, scratch=scratch)
+    return lambda aboard: Speculative(name, [drafter(aboard)], rows=rows, scratch=scratch, patience=PATIENCE)
 
 
 def translated(aboard: Aboard) -> Drafter:

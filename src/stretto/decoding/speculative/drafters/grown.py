@@ -69,7 +69,7 @@ class Grown:
         model = jobs[0].first.model
         context, left = self.services.models[model].context, self.services.scratch_left(model)
         most = min(self.guesses, left // len(jobs) - 1)
-        rooms = [min(most, context - len(job.request.tokens)) for job in jobs]
+        rooms = [min(most, job.rows, context - len(job.request.tokens)) for job in jobs]
         asked = [(job, room) for job, room in zip(jobs, rooms, strict=True) if room > 0]
         proposed = stage.draft([job.request for job, _ in asked], [room for _, room in asked])
         for (job, _), draft in zip(asked, proposed, strict=True):

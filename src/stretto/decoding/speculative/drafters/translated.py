@@ -91,13 +91,8 @@ class TranslatedDrafter:
                     (token,), (score,) = ranking(row, 0.0, 0, 1)
                     writing.tokens.append(token)
                     writing.chances.append(math.exp(min(0.0, score - log_sum(row))))
-            going = [
-                each
-                for each, chunk in zip(going, chunks, strict=True)
-                if len(chunk.logits)
-                and len(each.tokens) < each.length
-                and each.tokens[-1] not in self.tokenizer.eos_ids
-            ]
+            ends = self.tokenizer.eos_ids
+            going = [each for each in going if 0 < len(each.tokens) < each.length and each.tokens[-1] not in ends]
         for each in begun:
             if each is not None and each.tokens:
                 drafts[each.place] = self._spelled(each, rows[each.place])
@@ -108,11 +103,12 @@ class TranslatedDrafter:
         reading: Reading = request.memory[self.name]
         known = self._read(reading, request.tokens)
         view = self.services.view(request, self.model, self.name)
-        pairs = zip(reading.lane, known[:-1], strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        same = common(reading.lane, known[:-1])
         view.truncate(same)
         del reading.lane[same:]
-        length = min(self.length, self.services.models[self.model].context - len(known) + 1)
+        model = self.services.models[self.model]
+        context = model.context if model.rope_border is None else model.rope_border
+        length = min(self.length, context - len(known) + 1)
         if length < 1 or not view.reserve(len(known) + length):
             return None
         return Writing(place, request, reading, view, known, length)
@@ -170,6 +166,18 @@ class TranslatedDrafter:
     def stores(self) -> Mapping[str, Mapping[str, int]]:
         """Nothing outlives a request."""
         return {}
+
+
+def common(first: list[int], second: list[int]) -> int:
+    """Return how many tokens two lists begin with alike."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # slices are compared at once: a text of thousands of tokens takes a dozen comparisons
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def text_behind(tokenizer: Tokenizer, tokens: Sequence[int], start: int) -> str:
