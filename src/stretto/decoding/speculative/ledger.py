@@ -27,7 +27,7 @@ UNKNOWN_OVERHEAD = 0.3
 """Milliseconds that a drafted step is thought to take beyond a plain one before any was seen."""
 REST = 64
 """Steps that drafting rests at first behind a lost trial; twice as many behind the next one."""
-LONGEST_REST = 2048
+LONGEST_REST = 512
 FORGET = 0.003
 """Share of what is known of drafted steps that a step without drafts forgets."""
 FADE = 0.96
@@ -100,19 +100,24 @@ class Ledger:
         """Whether the step to come should be a plain one, for comparison or because drafting rests."""
         return self.resting > 0 or self.plain_overhead.weight < FEW_PLAIN or self.steps % PLAIN_EVERY == 0
 
-    def book(self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float) -> float | None:
-        """Book a step that ends now; return its wall time in ms, None where nothing can be told from it.
+    def book(
+        self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float
+    ) -> tuple[float, float] | None:
+        """Book a step that ends now; return its wall time and what a plain one would have taken, in milliseconds.
 
         ``step`` is the engine's number of it, ``drafted`` its drafted rows, ``tokens`` those that its requests gained,
-        ``spent`` the milliseconds of its drafters. Steps with prompt slices, and the first behind a pause, say nothing.
+        ``spent`` the milliseconds of its drafters. Steps with prompt slices, and the first behind a pause, tell nothing:
+        None.
         """
         now = self._clock()
         last, self._last = self._last, (step, now)
         self.steps += 1
-        self.resting = max(0, self.resting - 1)
         if last is None or last[0] != step - 1 or load.rows > load.requests:
             return None
         wall = (now - last[1]) * 1e3
+        if self.resting:
+            self.resting -= 1
+            return wall, wall
         expected = price.ms(load.rows + drafted, load.context)
         if not drafted and not spent:
             if price is self._guess:
@@ -128,7 +133,7 @@ class Ledger:
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
         self._wall.add(wall, 64)
         self._tokens.add(tokens, 64)
-        return wall
+        return wall, (price.ms(load.rows, load.context) if drafted else expected) + self.plain_overhead.value
 
     def gain(self) -> float:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""

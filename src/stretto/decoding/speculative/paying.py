@@ -127,13 +127,14 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
-        self._token = self.ledger.token_ms(price, load)
-        wall = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
-        if wall is not None:
-            plain = self.ledger.plain_ms(price, load)
+        booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
+        if booked is not None:
             for seen in observations:
-                seen.request.stats.decoding_ms += wall
-                seen.request.stats.plain_ms += plain * len(seen.committed.tokens)
+                seen.request.stats.decoding_ms += booked[0]
+                seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+        if not spent:
+            return
+        self._token = self.ledger.token_ms(price, load)
         asked = dict.fromkeys(spent, 0)
         for found, seen in _pairs(drafted, observations):
             own = self._own(found.request)
@@ -154,7 +155,7 @@ class Paying:
 
     def hears(self, drafter: str) -> bool:
         """Whether it runs for anybody, or costs next to nothing."""
-        return self._wait.get(drafter, 1) == 1
+        return not self.ledger.resting and self._wait.get(drafter, 1) == 1
 
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""
