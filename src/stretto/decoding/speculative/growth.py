@@ -138,19 +138,24 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A tree of fixed width: every round computes the ``beam`` new nodes of the highest path chances."""
+    """A tree of fixed width: every round computes the ``beam`` new nodes of the highest path chances.
+
+    Nodes whose path chance is below ``least`` are left out, so that where one token is clear the tree is a run.
+    """
 
     depth: int = 6
     width: int = 3
     beam: int = 4
     estimator: Estimator = "margin"
+    least: float = 0.01
 
     def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
-        """Add all candidates; compute the best of them until the tree is deep enough."""
+        """Add the candidates; compute the best of them until the tree is deep enough."""
         new = [
             tree.add(each.node, token, chance)
             for each in expansions
             for token, chance in zip(each.tokens, each.chances, strict=True)
+            if chance * tree.chance(each.node) >= self.least
         ]
         if not new or tree.depth[new[0]] >= min(self.depth, rows):
             return []
