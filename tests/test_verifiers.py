@@ -225,7 +225,7 @@ def test_control_a_residual_drawn_with_the_drafts_noise_is_biased(monkeypatch: p
     class Reused:
         CHOICE, ACCEPT, RESIDUAL = Stream.CHOICE, Stream.ACCEPT, Stream.DRAFT
 
-    monkeypatch.setattr(verifiers, "Stream", Reused)
+    monkeypatch.setattr("stretto.core.verifiers.rejection.Stream", Reused)
     assert whole_text(Rejection(), independent_draft, 600) < FALSE_ALARM
 
 
