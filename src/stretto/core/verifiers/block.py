@@ -38,11 +38,10 @@ class Block:
             token = tree.tokens[depth]
             drawn = None if tree.q is None else tree.q.get(depth - 1)
             q = certain(p, token) if drawn is None else drawn.to(p.device)
-            left = (weight * p - q).clamp_(min=0.0)
-            mass = left.sum().item()
-            if stop is None or uniform(bits, depth) * (mass + 1.0 - weight) < mass:
-                stop = depth, state, normalised(left, p)
-            weight = min(1.0, weight * p[token].item() / q[token].item())
+            left, chance = inside(weight, p, q)
+            if stop is None or uniform(bits, depth) < chance:
+                stop = depth, state, left
+            weight = carried(weight, p[token].item(), q[token].item())
             depth += 1
             if finish := state.ends(token):
                 break
@@ -58,3 +57,15 @@ class Block:
             depth, state, left = stop
             token = sample(left, state.key().bits(Stream.RESIDUAL))
         return Walked([*tree.tokens[:depth], token], list(range(depth)), state.ends(token), None)
+
+
+def carried(weight: float, p: float, q: float) -> float:
+    """Return the weight of a run behind its next token, which has these chances."""
+    return min(1.0, weight * p / q)
+
+
+def inside(weight: float, p: Tensor, q: Tensor) -> tuple[Tensor, float]:
+    """Return what is drawn from if a run of that weight stops before a draw from `q`, and the chance that it may."""
+    left = (weight * p - q).clamp_(min=0.0)
+    mass = left.sum().item()
+    return normalised(left, p), mass / (mass + 1.0 - weight) if mass else 0.0

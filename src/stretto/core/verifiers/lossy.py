@@ -75,7 +75,7 @@ class Rollback:
             p = yield from distribution(node - 1, state, soft=True)
             if not isinstance(p, Tensor):
                 return Walked(tree.tokens[:node], list(range(node)), None, p)
-            if p[token].item() < math.exp(-self.threshold):
+            if p[token].item() <= math.exp(-self.threshold):
                 return (yield from own_choice(tree.tokens[:node], list(range(node)), state))
             if finish := state.ends(token):
                 return Walked(tree.tokens[: node + 1], list(range(node)), finish, None)
