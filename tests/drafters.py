@@ -22,6 +22,9 @@ class GarbageDrafter:
     def rewind(self, request): ...
     def end(self, request): ...
 
+    def stores(self):
+        return {}
+
     def observe(self, observations):
         self.observed += len(observations)
 

@@ -44,6 +44,9 @@ class ModelDrafter:
     def rewind(self, request): ...
     def end(self, request): ...
 
+    def stores(self):
+        return {}
+
     def draft(self, requests, rows):
         drafts: list[Draft | None] = [None] * len(requests)
         runs = []

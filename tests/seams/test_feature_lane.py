@@ -44,6 +44,9 @@ class Head:
     def end(self, request): ...
     def observe(self, observations): ...
 
+    def stores(self):
+        return {}
+
     def draft(self, requests, rows):
         drafts = []
         for each in requests:

@@ -33,6 +33,9 @@ class Recycling:
     def rewind(self, request): ...
     def end(self, request): ...
 
+    def stores(self):
+        return {}
+
     def draft(self, requests, rows):
         return [Draft(self.tree(request.tokens[-1])) for request in requests]
 

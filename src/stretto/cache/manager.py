@@ -128,6 +128,11 @@ class ModelCache:
         """Scratch rows handed out since the step began."""
         return self._taken
 
+    @property
+    def scratch_left(self) -> int:
+        """Scratch rows that can still be taken."""
+        return self._scratch - self._taken
+
     def reset_scratch(self, to: int = 0) -> None:
         """Take scratch rows back: all at the end of a step, or those above ``to`` behind a pass that failed."""
         self._taken = to

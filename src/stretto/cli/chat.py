@@ -182,6 +182,7 @@ def _state() -> Path:
 def run(
     model: str,
     *,
+    draft: str | None,
     method: str,
     weights: str,
     threads: int | None,
@@ -192,7 +193,9 @@ def run(
 ) -> None:
     """Talk until the input ends. Through a pipe every line is a message, and only the answers are written."""
     checked(params, method, device)
-    llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
+    llm = LLM(
+        model, draft=draft, method=method, weights=weights, threads=threads, device=device, progress=EverySecond()
+    )
     llm.encode_chat([{"role": "user", "content": "Hello"}])  # a model that cannot talk says so now
     demonstration(model)
     chat = Conversation(llm, params, llm.default_method, system, stats=stats)

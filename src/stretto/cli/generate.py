@@ -23,6 +23,7 @@ def run(
     file: Path | None,
     out: Path | None,
     model: str,
+    draft: str | None,
     method: str,
     weights: str,
     threads: int | None,
@@ -36,7 +37,9 @@ def run(
     With ``file`` its prompts are answered into ``out`` instead.
     """
     sampling = checked(params, method, device)
-    llm = LLM(model, method=method, weights=weights, threads=threads, device=device, progress=EverySecond())
+    llm = LLM(
+        model, draft=draft, method=method, weights=weights, threads=threads, device=device, progress=EverySecond()
+    )
     demonstration(model)
     if file is not None and out is not None:
         batch.run(llm, file, out, params, method)

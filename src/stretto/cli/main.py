@@ -21,6 +21,9 @@ train_app = typer.Typer(help="Train an embedded model by its recipe.", no_args_i
 app.add_typer(train_app, name="train")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
+DraftOption = Annotated[
+    str | None, typer.Option(help="A smaller model that drafts: embedded name, checkpoint folder or hub id.")
+]
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
@@ -31,6 +34,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
     model: ModelOption = "stretto-tiny",
+    draft: DraftOption = None,
     method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
@@ -58,6 +62,7 @@ def generate(
         file=file,
         out=out,
         model=model,
+        draft=draft,
         method=method,
         weights=weights,
         threads=threads,
@@ -71,6 +76,7 @@ def generate(
 @app.command()
 def chat(
     model: ModelOption = "stretto-tiny",
+    draft: DraftOption = None,
     method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
@@ -88,6 +94,7 @@ def chat(
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
     run(
         model,
+        draft=draft,
         method=method,
         weights=weights,
         threads=threads,

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stretto.core.constraints import constrained
 from stretto.core.filters import filtered
 from stretto.core.noise import NoiseKey, Stream, gumbel
-from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick
+from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick, ranking
 from stretto.core.sampler import SamplerState
 
 
@@ -44,7 +45,7 @@ def choose(
     # A row whose logits are bad stays bad, whatever the filters would make of them.
     shaped = [i for i, state in enumerate(states) if state.shaped and chosen[i] >= 0]
     if shaped:
-        scores = _constrained(logits[[rows[i] for i in shaped]], [states[i] for i in shaped])
+        scores = constrained(logits[[rows[i] for i in shaped]], [states[i] for i in shaped])
         random = [place for place, i in enumerate(shaped) if states[i].params.temperature]
         if random:
             scores[random] = filtered(scores[random], [states[shaped[place]].params for place in random])
@@ -66,7 +67,7 @@ def perturbed(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[Noi
     """
     if keys is None:
         keys = [state.key() for state in states]
-    scores = _constrained(logits, states)
+    scores = constrained(logits, states)
     rows = [row for row, state in enumerate(states) if state.params.temperature > 0.0]
     if not rows:
         return scores
@@ -87,7 +88,7 @@ def probabilities(logits_row: Tensor, state: SamplerState) -> Tensor:
     largest = logits_row.max().item()
     if math.isnan(largest) or largest == math.inf:
         raise ChoiceError(NAN_LOGITS)
-    scores = _constrained(logits_row[None], [state])
+    scores = constrained(logits_row[None], [state])
     best, token = scores[0].max(dim=-1)
     if best.item() == -math.inf:
         raise ChoiceError(NOTHING_ALLOWED)
@@ -105,12 +106,31 @@ def sample(probabilities: Tensor, bits: int) -> int:
 
 def top(logits: Tensor, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None, w: int) -> list[list[int]]:
     """Return per row the `w` tokens that lead in `choose`'s order, its own choice first; fewer where fewer may."""
-    if any(state.shaped for state in states):
-        scores, heat, bits = perturbed(logits, states, keys), [0.0] * len(states), [0] * len(states)
-    else:
-        scores, heat = logits, [state.params.temperature for state in states]
-        bits = [_bits(row, states, keys) if heat[row] else 0 for row in range(len(states))]
-    return [leaders(row, heat[place], bits[place], w) for place, row in enumerate(scores)]
+    return [tokens for tokens, _ in contenders(logits, states, w, keys)]
+
+
+def contenders(
+    logits: Tensor,
+    states: Sequence[SamplerState],
+    w: int,
+    keys: Sequence[NoiseKey] | None = None,
+    rows: Sequence[int] | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """Return per state the tokens of `top` and their perturbed scores. The arguments are those of `choose`."""
+    rows = range(len(states)) if rows is None else rows
+    heat = [state.params.temperature for state in states]
+    bits = [_bits(i, states, keys) if heat[i] else 0 for i in range(len(states))]
+    scores = {i: logits[rows[i]] for i, state in enumerate(states) if not state.shaped}
+    shaped = [i for i, state in enumerate(states) if state.shaped]
+    if shaped:
+        ready = constrained(logits[[rows[i] for i in shaped]], [states[i] for i in shaped])
+        random = [place for place, i in enumerate(shaped) if heat[i]]
+        if random:
+            ready[random] = filtered(ready[random], [states[shaped[place]].params for place in random])
+        # Filtered scores are divided already.
+        heat = [heat[i] if i in scores else float(heat[i] > 0.0) for i in range(len(states))]
+        scores.update(zip(shaped, ready, strict=True))
+    return [ranking(scores[i], heat[i], bits[i], w) for i in range(len(states))]
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:
@@ -126,35 +146,3 @@ def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, 
         total = log_sum(row)
         result.append({token: row[token].item() - total for token in ids})
     return result
-
-
-def _constrained(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """Return a copy of `logits` [R, V] with penalties, bias, bans, minimum length and mask applied."""
-    scores = logits.clone()
-    for scored, state in zip(scores, states, strict=True):
-        if not state.committed.plain:
-            _constrain(scored, state)
-    return scores
-
-
-def _constrain(scores: Tensor, state: SamplerState) -> None:
-    """Apply to `scores` [V], in place, what the state's path and parameters forbid, penalize and favour."""
-    params, device = state.params, scores.device
-    if state.committed.penalized:
-        counts = state.counts()
-        if params.repetition_penalty != 1.0:
-            seen = torch.tensor(list(state.committed.prompt_ids.union(counts)), device=device)
-            values = scores[seen]
-            penalty = params.repetition_penalty
-            scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if counts:
-            ids = torch.tensor(list(counts), device=device)
-            count = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
-            scores[ids] -= params.frequency_penalty * count + params.presence_penalty
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=device)
-        scores[ids] += torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
-    if forbidden := state.forbidden():
-        scores[list(forbidden)] = -math.inf
-    if state.committed.mask is not None:
-        scores.masked_fill_(~state.committed.mask.allowed(state.mask_state).to(device), -math.inf)

@@ -77,7 +77,7 @@ class Chunk:
     rope: list[int] | None = None
     write: list[bool] | None = None
     """Whether keys and values are kept in the lane's blocks; None: for ``COMMIT`` and ``REFRESH`` rows."""
-    scratch: list[int] | None = None
+    scratch: Sequence[int | None] | None = None
     """Scratch rows to use again, for rows that re-enter with stored hidden states behind an earlier pass."""
     logits: Sequence[int] = (ALL_ROWS,)
     """Numbers of the rows whose logits are wanted, ascending, or ``(ALL_ROWS,)``, or empty."""

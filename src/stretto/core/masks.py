@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,21 @@ class TokenMask(Protocol):
 
     def allowed(self, state: Any) -> Tensor:
         """Return bool [V]: the tokens that may come next."""
+
+
+class ForcingMask(TokenMask, Protocol):
+    """A mask that knows without looking at the whole vocabulary where it leaves no choice."""
+
+    def forced(self, state: Any) -> int | None:
+        """Return the only token that may come next, None where several or none may."""
+
+
+def only_allowed(mask: TokenMask, state: Any) -> int | None:
+    """Return the only token that `mask` allows in `state`, None where it allows several or none."""
+    if hasattr(mask, "forced"):
+        return cast(ForcingMask, mask).forced(state)
+    tokens = mask.allowed(state).nonzero()
+    return int(tokens) if len(tokens) == 1 else None
 
 
 MaskFactory = Callable[..., TokenMask]
@@ -82,6 +97,10 @@ class ChoiceMask:
         if state != _DEAD:
             allowed[list(self._trie[state])] = True
         return allowed
+
+    def forced(self, state: int) -> int | None:
+        following = self._trie[state] if state != _DEAD else {}
+        return next(iter(following)) if len(following) == 1 else None
 
 
 register_mask("choice", ChoiceMask)

@@ -37,14 +37,20 @@ def pick(scores: Tensor, rows: Sequence[int], temperatures: Sequence[float], bit
 
 def leaders(scores: Tensor, temperature: float, bits: int, count: int) -> list[int]:
     """Return the `count` best tokens of one row, float32 [V], best first; fewer where fewer lie above -inf."""
+    return ranking(scores, temperature, bits, count)[0]
+
+
+def ranking(scores: Tensor, temperature: float, bits: int, count: int) -> tuple[list[int], list[float]]:
+    """Return what `leaders` does, and the values that decide: scores as they are, or scaled and with their noise."""
     library = library_for(scores)
     if library is not None:
-        tokens: list[int] = library.top(scores.data_ptr(), len(scores), temperature, bits, min(count, len(scores)))[0]
-        return tokens
+        found = library.top(scores.data_ptr(), len(scores), temperature, bits, min(count, len(scores)))
+        return cast("tuple[list[int], list[float]]", found)
     if temperature:
         scores = scaled(scores[None], [temperature])[0] + gumbel([bits], len(scores), scores.device)[0]
     ids = ranked(scores, count)
-    return cast("list[int]", ids[scores[ids] > -math.inf].tolist())
+    ids = ids[scores[ids] > -math.inf]
+    return ids.tolist(), scores[ids].tolist()
 
 
 def log_sum(scores: Tensor) -> float:

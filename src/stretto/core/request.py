@@ -35,6 +35,8 @@ class Stats:
     cached: int = 0
     """Tokens found in the prefix cache at the first admission."""
     steps: int = 0
+    catch_up: int = 0
+    """Rows of known tokens that draft models computed because their lanes lacked them, the last token's not counted."""
     drafted: int = 0
     """Drafted tokens that a pass of its model checked."""
     accepted: int = 0
@@ -53,7 +55,7 @@ class Stats:
         """Return plain data: counts, and milliseconds to the first token and to the end."""
         first = None if self.first_token is None else (self.first_token - self.arrived) * 1e3
         total = None if self.finished is None else (self.finished - self.arrived) * 1e3
-        counts = ("rows", "prompt_rows", "cached", "steps", "drafted", "accepted", "preemptions")
+        counts = ("rows", "prompt_rows", "cached", "steps", "catch_up", "drafted", "accepted", "preemptions")
         lists = {"drafts": self.drafts, "origins": self.origins}
         return {**{name: getattr(self, name) for name in counts}, **lists, "ttft_ms": first, "total_ms": total}
 

@@ -64,6 +64,10 @@ class Services(Protocol):
         """
         ...
 
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
+        ...
+
     def view(self, request: Request, model: str, leg: str = "") -> View:
         """Return the place of one of the request's contexts in the cache of ``model``, opening it if need be.
 

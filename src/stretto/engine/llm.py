@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +22,11 @@ from stretto.engine.completion import Completion, Piece, complete, refused, repl
 from stretto.engine.intake import Intake, Prompt
 from stretto.engine.step import Engine
 from stretto.kernels import native
+from stretto.models.backend import AnyTransformer
 from stretto.models.families import family_of
 from stretto.models.loader import load_model
 from stretto.recipes.recipe import Aboard
-from stretto.recipes.table import build_method
+from stretto.recipes.table import build_method, find_recipe
 from stretto.tokens.tokenizer import Tokenizer
 from stretto.weights.resolve import resolve
 
@@ -39,8 +41,10 @@ class LLM:
     ``model``: an embedded name, a checkpoint folder or a hub id. ``dtype``: precision of activations and cache,
     ``weights``: format of the matrices (``auto`` keeps the checkpoint's own, fp16 is widened to fp32).
     ``device``: ``cpu``, ``cuda`` or ``auto`` (the CPU, until the GPU has kernels of its own). ``method``: the default
-    decoding method. ``threads``: for the whole process (default: PyTorch's choice, one per core). ``cache_tokens``:
-    positions that the cache holds (default: a share of the free memory). ``max_rows``: row budget of a step.
+    decoding method. ``draft``: a smaller checkpoint that drafts for the methods that need one; one with another
+    vocabulary serves those that need a ``foreign-draft``. ``threads``: for the whole process (default: PyTorch's
+    choice, one per core). ``cache_tokens``: positions that each model's cache holds (default: what a share of the free
+    memory holds of all). ``max_rows``: row budget of a step.
     ``progress``: called with the number of weights loaded and of all.
 
     Raises ``ValueError`` for arguments, ``FileNotFoundError`` and ``ValueError`` for checkpoints, saying what to do.
@@ -60,8 +64,6 @@ class LLM:
         max_rows: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        if draft is not None:
-            raise ValueError(f"draft={draft!r}: no method of this version drafts with a second model; leave it out")
         for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("max_rows", max_rows)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or None for the default")
@@ -74,16 +76,24 @@ class LLM:
         folder = Path(resolve(str(model), accept=family_of))
         self.name = str(model)
         self.tokenizer = Tokenizer.load(folder)
-        self.model = load_model(folder, name="target", dtype=dtype, weights=weights, device=where, progress=progress)
-        bytes_per_token = sum(lane.bytes_per_token() for lane in self.model.lanes)
+        self._load = partial(load_model, dtype=dtype, device=where, progress=progress)
+        self._folder = folder
+        self.model = self._load(folder, name="target", weights=weights)
+        models: dict[str, AnyTransformer] = {"target": self.model}
+        self._tokenizers: dict[str, Tokenizer | None] = {"target": self.tokenizer}
+        self._foreign: frozenset[str] = frozenset()
+        if draft is not None:
+            home = Path(resolve(str(draft), accept=family_of))
+            models["draft"], self._tokenizers["draft"] = self._load(home, name="draft"), Tokenizer.load(home)
+            if not same_vocabulary(models, self._tokenizers, str(draft)):
+                self._foreign = frozenset({"draft"})
+        bytes_per_token = sum(lane.bytes_per_token() for model in models.values() for lane in model.lanes)
         free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else None
         capacity = cache_tokens or default_cache_tokens(bytes_per_token, self.model.context, free=free)
-        self.methods: dict[str, DecodingMethod] = {}
-        self.engine = Engine(
-            {"target": self.model}, [], cache_tokens=capacity, max_rows=max_rows or MAX_ROWS, device=where
-        )
+        self.engine = Engine(models, [], cache_tokens=capacity, max_rows=max_rows or MAX_ROWS, device=where)
         eos = self.model.spec.eos_ids | (self.tokenizer.eos_ids if self.tokenizer else frozenset())
-        self.model.measure()
+        for aboard in models.values():
+            aboard.measure()
         self.intake = Intake(self.model, self.tokenizer, eos, self.engine.caches["target"].capacity, count())
         self.default_method = self.method(method).name
         self._score = Score()
@@ -99,9 +109,18 @@ class LLM:
         """Return the method of that name (None: the default), put aboard when first asked for."""
         name = self.default_method if name is None else name
         if name not in self.engine.methods or name == Score.name:
-            method = build_method(name, Aboard(self.engine.models, {"target": self.tokenizer}))
-            self.engine.add_method(method)
+            for model, options in find_recipe(name).brings.items():
+                self._bring(model, options)
+            aboard = Aboard(self.engine.models, self._tokenizers, self._foreign)
+            self.engine.add_method(build_method(name, aboard))
         return self.engine.methods[name]
+
+    def _bring(self, name: str, options: Mapping[str, Any]) -> None:
+        """Load the target's checkpoint again, as a method asks for it. Raises what ``load_model`` raises."""
+        if name not in self.engine.models:
+            model = self._load(self._folder, name=name, **options)
+            self.engine.add_model(name, model, self.engine.caches["target"].capacity)
+            model.measure()
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None) -> list[Request]:
         """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``."""
@@ -234,6 +253,26 @@ class LLM:
 
     def _complete(self, request: Request, index: int = 0) -> Completion:
         return complete(request, self.fingerprint, self.engine.methods[request.method].facts.fidelity, index)
+
+
+def same_vocabulary(
+    models: Mapping[str, AnyTransformer], tokenizers: Mapping[str, Tokenizer | None], draft: str
+) -> bool:
+    """Whether the draft's token ids are the target's. A model's padding tokens do not count.
+
+    Raises ``ValueError`` where that cannot be known: one of the two has no tokenizer, and their sizes differ.
+    """
+    ours, theirs = tokenizers["target"], tokenizers["draft"]
+    if ours is not None and theirs is not None:
+        return ours.speaks_like(theirs)
+    sizes = models["target"].vocab_size, models["draft"].vocab_size
+    if sizes[0] != sizes[1]:
+        lacking = "the draft" if theirs is None else "the target"
+        raise ValueError(
+            f"draft={draft!r} has {sizes[1]} tokens, the target {sizes[0]}, and {lacking} has no tokenizer that could "
+            "translate: expected a draft of the same vocabulary, or tokenizers beside both (for method='slem')"
+        )
+    return True
 
 
 def pick_device(device: str) -> torch.device:

@@ -41,18 +41,11 @@ class Engine:
         max_rows: int,
         device: torch.device | None = None,
     ) -> None:
-        device = device or torch.device("cpu")
-        self.models = dict(models)
-        self._own_threads = all(model.own_threads for model in models.values())
-        self.caches = {
-            name: ModelCache(
-                model,
-                tokens=cache_tokens if isinstance(cache_tokens, int) else cache_tokens[name],
-                scratch=max_rows,
-                device=device,
-            )
-            for name, model in self.models.items()
-        }
+        self._device, self._max_rows = device or torch.device("cpu"), max_rows
+        self.models: dict[str, Model] = {}
+        self.caches: dict[str, ModelCache] = {}
+        for name, model in models.items():
+            self.add_model(name, model, cache_tokens if isinstance(cache_tokens, int) else cache_tokens[name])
         self.methods: dict[str, DecodingMethod] = {}
         for method in methods:
             self.add_method(method)
@@ -66,6 +59,14 @@ class Engine:
         self.steps = 0
         self._arrivals = 0
         self._ended: list[Delta] = []
+
+    def add_model(self, name: str, model: Model, tokens: int) -> None:
+        """Take a model aboard, with a cache of ``tokens`` positions, as many scratch rows as a step has, and its own
+        prefix tree.
+        """
+        self.models[name] = model
+        self.caches[name] = ModelCache(model, tokens=tokens, scratch=self._max_rows, device=self._device)
+        self._own_threads = all(each.own_threads for each in self.models.values())
 
     def add_method(self, method: DecodingMethod) -> None:
         """Put a method aboard, under its name."""
@@ -185,6 +186,10 @@ class Engine:
             if output.chunk.legs:
                 output.legs = [next(further) for _ in output.chunk.legs]
         return outputs[: len(chunks)]
+
+    def scratch_left(self, model: str) -> int:
+        """Return how many scratch rows of ``model`` are left in this step."""
+        return self.caches[model].scratch_left
 
     def view(self, request: Request, model: str, leg: str = "") -> View:
         """Return the place of one of the request's contexts in the cache of ``model``, opened when it has none yet.

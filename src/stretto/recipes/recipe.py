@@ -21,12 +21,18 @@ class Aboard:
     """``target``, and ``draft`` where a draft model is aboard."""
     tokenizers: Mapping[str, Tokenizer | None] = field(default_factory=dict)
     """Of the models that have one, by the models' names."""
+    foreign: frozenset[str] = frozenset()
+    """Models whose tokens are not the target's."""
 
     def things(self) -> frozenset[str]:
-        """Return the names that ``Recipe.needs`` may hold: models, lanes, ``tokenizer``."""
+        """Return the names that ``Recipe.needs`` may hold: models, lanes, ``tokenizer``.
+
+        A model with another vocabulary than the target's is called ``foreign-`` and its name.
+        """
         lanes = {lane.name for model in self.models.values() for lane in model.lanes}
         tokenizer = {"tokenizer"} if self.tokenizers.get("target") is not None else set()
-        return frozenset(lanes | tokenizer | set(self.models))
+        models = {f"foreign-{name}" if name in self.foreign else name for name in self.models}
+        return frozenset(lanes | tokenizer | models)
 
 
 @dataclass(frozen=True, slots=True)

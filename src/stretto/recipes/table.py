@@ -6,11 +6,14 @@ from difflib import get_close_matches
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.plain import Plain
+from stretto.recipes.drafting import DRAFTING
+from stretto.recipes.jacobi import JACOBI
 from stretto.recipes.recipe import Aboard, Recipe
+from stretto.recipes.retrieval import RETRIEVAL
 
 PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, *DRAFTING, *RETRIEVAL, *JACOBI)}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -24,14 +27,20 @@ def find_recipe(name: str) -> Recipe:
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
     """Return a new method of that name. Raises ``ValueError`` for an unknown name and for what is not aboard."""
     recipe, aboard = find_recipe(name), aboard or Aboard()
-    missing = recipe.needs - aboard.things() - recipe.brings.keys()
+    things = aboard.things()
+    missing = recipe.needs - things - recipe.brings.keys()
     if missing:
-        raise ValueError(f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard{_remedy(missing)}")
+        told = f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard"
+        raise ValueError(f"{told}{_remedy(missing, things)}")
     return recipe.build(aboard)
 
 
-def _remedy(missing: frozenset[str]) -> str:
-    return ": name a draft model with draft=PATH (--draft PATH)" if "draft" in missing else ""
+def _remedy(missing: frozenset[str], things: frozenset[str]) -> str:
+    if "draft" in missing and "foreign-draft" in things:
+        return ": the draft that is aboard has another vocabulary than the target; use method='slem'"
+    if "foreign-draft" in missing and "draft" in things:
+        return ": the draft that is aboard has the target's own vocabulary; use method='draft-model'"
+    return ": name a draft model with draft=PATH (--draft PATH)" if missing & {"draft", "foreign-draft"} else ""
 
 
 def methods_page() -> str:
@@ -39,8 +48,8 @@ def methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises, relative",
-        "to plain decoding of the same weights on the same backend; *claim* is what the paper says of itself.",
+        "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises,",
+        "relative to plain decoding of the same weights on the same backend; *claim* is what the paper says of itself.",
         "",
         "| method | family | fidelity | claim | needs | source |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -143,6 +143,16 @@ class Tokenizer:
         text = render(template, messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
         return self.encode_plain(text)
 
+    def spelling(self, token: int) -> str | None:
+        """The tokenizer's own spelling of a token, None for an id without one."""
+        return self._core.id_to_token(token)
+
+    def speaks_like(self, other: Tokenizer) -> bool:
+        """Whether both give every id to the same token, so that ids of one mean the same to the other."""
+        return self.vocab_size == other.vocab_size and all(
+            self.spelling(token) == other.spelling(token) for token in range(self.vocab_size)
+        )
+
     def shows(self, token: int, skip_special: bool = True) -> bool:
         """Whether a token takes part in decoding: it exists and is not a special token to be skipped."""
         return token >= 0 and self._core.id_to_token(token) is not None and not (skip_special and token in self._hidden)

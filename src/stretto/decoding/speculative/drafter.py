@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,11 +33,30 @@ class Probes:
 
 
 @dataclass(slots=True)
+class Entered:
+    """Rows of a draft's chunk that have come through the target's first layers already: the root, then the nodes."""
+
+    layers: tuple[int, int]
+    """The layers that are left."""
+    hidden: Tensor
+    """Hidden states [1 + nodes, width] with which the rows enter them."""
+    scratch: list[int | None]
+    """Where the rows lie; None for the root, which lies in its block."""
+
+    def only(self, nodes: Sequence[int]) -> Entered:
+        """Return the root and these nodes."""
+        rows = [0, *(node + 1 for node in nodes)]
+        return Entered(self.layers, self.hidden[rows], [self.scratch[row] for row in rows])
+
+
+@dataclass(slots=True)
 class Draft:
     """What a drafter proposes for one request in one step."""
 
     tree: DraftTree
     probes: Probes | None = None
+    entered: Entered | None = None
+    """Where its rows stand already, if they do. Used where no other drafter has part in the tree."""
 
 
 class Ticket(Protocol):
@@ -95,4 +114,8 @@ class Drafter(Protocol):
 
     def end(self, request: Request) -> None:
         """Forget the request."""
+        ...
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the sizes of what outlives requests, by store: held, ``limit``, ``tenants``; ``{}`` without one."""
         ...

@@ -7,9 +7,11 @@ trees by path probability and early stopping are rules; a published system names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from torch import Tensor
 
 from stretto.core.tree import DraftTree
 
@@ -31,7 +33,7 @@ class Expansion:
     chances: Sequence[float]
     """Of each candidate, the estimated chance that it survives given that the node does."""
     entropy: float = 0.0
-    """Of the draft's distribution at the node, in nats."""
+    """Of the draft's distribution at the node, in nats; filled where the rule's estimator is ``probability``."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,13 @@ class Growing:
         """Return the chance that a node's whole path survives; 1 for the root."""
         return 1.0 if node == ROOT else self.path[node]
 
+    def child(self, node: int, token: int) -> int | None:
+        """Return the first child of ``node`` that carries ``token``, None where there is none."""
+        for child in range(node + 1, len(self)):
+            if self.parents[child] == node and self.tokens[child] == token:
+                return child
+        return None
+
     def best(self, count: int) -> list[int]:
         """Return the ``count`` nodes of the highest path chances, ascending: with a node come its ancestors.
 
@@ -68,23 +77,30 @@ class Growing:
         """
         return sorted(sorted(range(len(self)), key=lambda node: (-self.path[node], node))[:count])
 
-    def tree(self, nodes: Sequence[int], owner: str) -> DraftTree:
-        """Return the draft tree of ``nodes`` (ascending, closed under parents)."""
+    def tree(self, nodes: Sequence[int], owner: str, q: Mapping[int, Tensor] | None = None) -> DraftTree:
+        """Return the draft tree of ``nodes`` (ascending, closed under parents), ``q`` by node as in ``DraftTree``."""
         place = {ROOT: ROOT, **{node: number for number, node in enumerate(nodes)}}
         return DraftTree(
             [self.tokens[node] for node in nodes],
             [place[self.parents[node]] for node in nodes],
             [min(1.0, self.survival[node]) for node in nodes],
             [frozenset({owner})] * len(nodes),
+            None if q is None else {place[node]: each for node, each in q.items() if node in place},
         )
 
 
 class Growth(Protocol):
     """One rule, shared by all requests: it holds no state of theirs."""
 
-    width: int
-    """Candidates that it wants of each computed node."""
-    estimator: Estimator
+    @property
+    def width(self) -> int:
+        """Candidates that it wants of each computed node."""
+        ...
+
+    @property
+    def estimator(self) -> Estimator:
+        """What a candidate's chance is read from."""
+        ...
 
     def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
         """Add nodes to ``tree`` and return those that the next round computes, ``[]`` to stop.
@@ -117,3 +133,28 @@ class Run:
     def finish(self, tree: Growing, rows: int) -> Sequence[int]:
         """Return the whole run."""
         return range(min(len(tree), rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """A tree of fixed width: every round computes the ``beam`` new nodes of the highest path chances."""
+
+    depth: int = 6
+    width: int = 3
+    beam: int = 4
+    estimator: Estimator = "margin"
+
+    def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
+        """Add all candidates; compute the best of them until the tree is deep enough."""
+        new = [
+            tree.add(each.node, token, chance)
+            for each in expansions
+            for token, chance in zip(each.tokens, each.chances, strict=True)
+        ]
+        if not new or tree.depth[new[0]] >= min(self.depth, rows):
+            return []
+        return sorted(sorted(new, key=lambda node: (-tree.path[node], node))[: self.beam])
+
+    def finish(self, tree: Growing, rows: int) -> Sequence[int]:
+        """Return the nodes of the highest path chances."""
+        return tree.best(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stretto.core.chunk import Chunk, Output
@@ -43,21 +43,26 @@ class Speculative:
         verifier: Verifier | None = None,
         allocator: Allocator | None = None,
         rows: int = 8,
+        scratch: int = 1,
         hidden: tuple[int, ...] = (),
         feature: str | None = None,
         needs: frozenset[str] = frozenset(),
         patience: float = PATIENCE,
     ) -> None:
-        """``rows`` bounds a draft. ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at
-        these layer borders in ``observe``, and the feature lane that stores the last of them. ``needs``: what must be
-        aboard beside it (``Facts.needs``).
+        """``rows`` bounds a draft; each takes ``scratch`` of the target's scratch rows.
+
+        ``hidden`` and ``feature`` are what the drafters read of every row: hidden states at these layer borders in
+        ``observe``, and the feature lane that stores the last of them. ``needs``: what must be aboard beside it
+        (``Facts.needs``).
         """
         self.name, self.drafters, self.rows, self.hidden, self.feature = name, list(drafters), rows, hidden, feature
         self.verifier: Verifier = verifier or Coupled()
         self.allocator: Allocator = allocator or Everything()
         self.patience = patience
         self.facts = Facts(
-            fidelity=self.verifier.fidelity, needs=needs | (frozenset() if feature is None else frozenset({feature}))
+            fidelity=self.verifier.fidelity,
+            needs=needs | (frozenset() if feature is None else frozenset({feature})),
+            scratch=scratch,
         )
         self.services: Services | None = None
         self._spent: dict[str, float] = {}
@@ -126,6 +131,10 @@ class Speculative:
         self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None, None)
         self.allocator.end(request)
 
+    def stores(self) -> dict[str, Mapping[str, int]]:
+        """Return the sizes of what the drafters keep beyond requests, by store."""
+        return {name: sizes for drafter in self.drafters for name, sizes in drafter.stores().items()}
+
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Ask the drafters that the allocator lets draft; unite what they return and send what it selects."""
         self._spent = {}
@@ -142,10 +151,13 @@ class Speculative:
         united: list[Draft | None] = []
         for found, nodes, limit in zip(drafted, sent, rows, strict=True):
             tree = only(found.tree, nodes)
-            probes = next((d.probes for d in found.by_drafter.values() if len(found.by_drafter) == 1), None)
+            alone = next(iter(found.by_drafter.values())) if len(found.by_drafter) == 1 else Draft(tree)
+            probes, entered = alone.probes, None
             if probes is not None and len(tree) + len(probes.tokens) > limit:
                 probes = None
-            united.append(Draft(tree, probes) if len(tree) or probes else None)
+            if alone.entered is not None and probes is None:
+                entered = alone.entered.only(nodes)
+            united.append(Draft(tree, probes, entered) if len(tree) or probes else None)
         return united
 
     def _ask(self, drafter: Drafter, drafted: list[Drafted], rows: list[int]) -> None:

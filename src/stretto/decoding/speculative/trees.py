@@ -66,6 +66,9 @@ def draft_chunk(request: Request, draft: Draft) -> Chunk:
     segments = tree_segments(tree)
     roles = [Role.COMMIT, *[Role.CANDIDATE] * len(tree)]
     chunk = Chunk(request.id, request.model, tokens, index, segments, roles, logits=(ALL_ROWS,))
+    if draft.entered is not None:
+        chunk.layers, chunk.entering = draft.entered.layers, draft.entered.hidden
+        chunk.scratch = draft.entered.scratch
     if probes is not None:
         behind = [position + depth for depth in probes.depth]
         if probes.rope is not None:
