@@ -1,69 +1,39 @@
-"""Coupled walks give the text of plain decoding, rejection gives the target's distribution."""
+"""Coupled walks give the text of plain decoding; what holds for every verifier; trees and their unions."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from random import Random
 
 import pytest
 import torch
-from chi_square import FALSE_ALARM, fit
 from torch import Tensor
+from walks import EOS, MARKOV, PROMPT, VOCAB, Draft, answer, begin, generate, no_draft, sampled
 
 from stretto.core import verifiers
-from stretto.core.choose import NAN_LOGITS, choose, probabilities, sample, top
-from stretto.core.noise import Stream
+from stretto.core.choose import NAN_LOGITS, choose, top
 from stretto.core.params import SamplingParams
 from stretto.core.sampler import SamplerState
 from stretto.core.tree import DraftTree
-from stretto.core.verifiers import Coupled, Rejection, Verifier, Walked
+from stretto.core.verifiers import (
+    Block,
+    Coupled,
+    KSequential,
+    MultiRound,
+    Rejection,
+    Rollback,
+    Typical,
+    Verifier,
+    WithoutReplacement,
+)
 
-VOCAB = 32
-EOS = frozenset({0})
-PROMPT = [5, 6, 5]
-Logits = Callable[[list[int]], Tensor]  # the toy model: the path so far to the next row's logits
-
-
-def begin(params: SamplingParams, seed: int = 0, limit: int = 40) -> SamplerState:
-    return SamplerState.begin(params, PROMPT, sample=0, seed=seed, vocab_size=VOCAB, eos_ids=EOS, limit=limit)
+ALL = [Coupled(), Rejection(), MultiRound(), WithoutReplacement(), KSequential(), Block(), Typical(), Rollback()]
+RUNS = (Rejection, Block, Rollback)
+"""Those that take runs only."""
 
 
 def of_whole_path(path: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(hash(tuple(path)) % 2**31)
     return torch.randn(VOCAB, generator=generator) * 2
-
-
-def answer(verifier: Verifier, tree: DraftTree, state: SamplerState, model: Logits, path: list[int]) -> Walked:
-    """Drive one walk as the engine does, every row computed from its own path only."""
-    walk = verifier.walk(tree, state)
-    ask = next(walk)
-    while True:
-        logits = model(path + [tree.tokens[node] for node in tree.path(ask.node)])
-        try:
-            ask = walk.send(logits if ask.want == "logits" else choose(logits[None], [ask.state])[0])
-        except StopIteration as end:
-            return end.value
-
-
-def generate(
-    verifier: Verifier, draft: Callable[[list[int], SamplerState], DraftTree], state: SamplerState, model: Logits
-) -> tuple[list[int], str | None]:
-    """Generate a text by repeated drafting and walking."""
-    text: list[int] = []
-    finish = None
-    while finish is None:
-        tree = draft(PROMPT + text, state)
-        tree.validate(VOCAB)
-        walked = answer(verifier, tree, state, model, PROMPT + text)
-        assert walked.error is None and len(walked.tokens) == len(walked.nodes) + 1
-        assert [tree.tokens[node] for node in walked.nodes] == walked.tokens[:-1]
-        for token in walked.tokens:
-            state.commit(token)
-        text += walked.tokens
-        finish = walked.finish
-    return text, finish
-
-
-def no_draft(path: list[int], state: SamplerState) -> DraftTree:
-    return DraftTree.run([])
 
 
 FEATURES = [
@@ -76,7 +46,7 @@ FEATURES = [
 ]
 
 
-def garbage_and_truth(truth: list[int], random: Random) -> Callable[[list[int], SamplerState], DraftTree]:
+def garbage_and_truth(truth: list[int], random: Random) -> Draft:
     """Drafts random trees that hold a stretch of the true text among random tokens and a second drafter's guesses."""
 
     def draft(path: list[int], state: SamplerState) -> DraftTree:
@@ -152,120 +122,62 @@ def test_a_drafter_with_the_targets_logits_and_noise_is_accepted_every_time(fiel
             break
 
 
-# Rejection: a target and a drafter whose next token depends on the last one only, so that the exact distribution of
-# the whole text is a product of matrices. They share two likely tokens, and each has likely tokens that the other
-# hardly knows: so half of the drafts are rejected, and a residual that is not independent of its draft shows.
-LENGTH = 5
-GROUPS = (2, 20, 10)  # the sizes of the groups of tokens: shared, the target's, the drafter's
-SAMPLING = SamplingParams(temperature=0.8, ignore_eos=True)
+def named(verifier: Verifier) -> str:
+    return type(verifier).__name__
 
 
-def table(masses: tuple[float, ...], seed: int) -> Tensor:
-    """Logits [last token, next token] with these masses on the groups, at the temperature in use."""
-    weights = torch.rand(VOCAB, VOCAB, generator=torch.Generator().manual_seed(seed)) + 0.5
-    groups = zip(masses, weights.split(GROUPS, dim=-1), strict=True)
-    scaled = [mass * group / group.sum(-1, keepdim=True) for mass, group in groups]
-    return torch.cat(scaled, dim=-1).log() * SAMPLING.temperature
-
-
-TARGET = table((0.69, 0.30, 0.01), seed=1)
-DRAFTER = table((0.45, 0.01, 0.54), seed=2)
-PROPOSAL = [probabilities(row, begin(SAMPLING)) for row in DRAFTER]
-
-
-def independent_draft(path: list[int], state: SamplerState) -> DraftTree:
-    """Draw a run of four from the drafter's distribution with the noise of the stream DRAFT."""
-    tokens, q = [], []
-    for _ in range(4):
-        q.append(PROPOSAL[(path + tokens)[-1]])
-        tokens.append(sample(q[-1], state.key().bits(Stream.DRAFT)))
-        state = state.advance(tokens[-1])
-    return DraftTree.run(tokens, q=q)
-
-
-def one_guess(path: list[int], state: SamplerState) -> DraftTree:
-    """A drafter that draws nothing and has no probabilities: a fixed run of the likeliest tokens."""
-    tokens: list[int] = []
-    for _ in range(4):
-        tokens.append(int(DRAFTER[(path + tokens)[-1]].argmax()))
-    return DraftTree.run(tokens)
-
-
-def by_group(tokens: Tensor) -> Tensor:
-    return torch.stack([group.sum() for group in tokens.split(GROUPS)])
-
-
-def whole_text(verifier: Verifier, draft: Callable[[list[int], SamplerState], DraftTree], count: int) -> float:
-    """The smallest p-value of the counts of groups over whole texts (a group's chance is the same everywhere), and of
-    tokens and pairs of neighbours at each place.
-    """
-    rows = torch.stack([probabilities(each, begin(SAMPLING)) for each in TARGET])
-    observed = torch.zeros(LENGTH, VOCAB, VOCAB, dtype=torch.float64)
-    for seed in range(count):
-        text, finish = generate(verifier, draft, begin(SAMPLING, seed, limit=LENGTH), lambda path: TARGET[path[-1]])
-        assert finish == "length" and len(text) == LENGTH
-        for place, pair in enumerate(zip([PROMPT[-1], *text], text, strict=False)):
-            observed[place][pair] += 1
-    last = torch.zeros(VOCAB, dtype=torch.float64)
-    last[PROMPT[-1]] = 1.0
-    p_values = [fit(by_group(observed.sum((0, 1))), by_group(rows[0]) * count * LENGTH)]
-    for counts in observed:
-        pairs = count * last[:, None] * rows
-        p_values += [fit(counts, pairs), fit(counts.sum(0), pairs.sum(0))]
-        last = last @ rows
-    return min(p_values)
-
-
-def test_rejection_keeps_the_distribution_of_whole_texts() -> None:
-    assert whole_text(Rejection(), independent_draft, 600) > FALSE_ALARM
-    assert whole_text(Rejection(), one_guess, 300) > FALSE_ALARM
-
-
-def test_control_a_residual_drawn_with_the_drafts_noise_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reused:
-        CHOICE, ACCEPT, RESIDUAL = Stream.CHOICE, Stream.ACCEPT, Stream.DRAFT
-
-    monkeypatch.setattr(verifiers, "Stream", Reused)
-    assert whole_text(Rejection(), independent_draft, 600) < FALSE_ALARM
-
-
-def test_rejection_accepts_as_often_as_the_distributions_overlap() -> None:
-    """A run of one: the first token is kept with chance sum(min(p, q))."""
-    count, kept = 2000, 0
-    p, q = probabilities(TARGET[PROMPT[-1]], begin(SAMPLING)), PROPOSAL[PROMPT[-1]]
-    for seed in range(count):
-        state = begin(SAMPLING, seed)
-        tree = DraftTree.run([sample(q, state.key().bits(Stream.DRAFT))], q=[q])
-        kept += len(answer(Rejection(), tree, state, lambda path: TARGET[path[-1]], PROMPT).nodes)
-    overlap = float(torch.minimum(p, q).sum())
-    expected = torch.tensor([overlap, 1 - overlap]) * count
-    assert fit(torch.tensor([kept, count - kept]), expected) > FALSE_ALARM
-
-
-def test_rejection_at_temperature_zero_is_greedy_decoding() -> None:
-    params = SamplingParams(temperature=0.0, ignore_eos=True)
-    for seed in range(20):
-        plain = generate(Coupled(), no_draft, begin(params, seed, limit=12), lambda path: TARGET[path[-1]])
-        for draft in (independent_draft, one_guess):
-            assert generate(Rejection(), draft, begin(params, seed, 12), lambda path: TARGET[path[-1]]) == plain
-
-
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
+@pytest.mark.parametrize("verifier", ALL, ids=named)
 def test_a_bad_row_ends_the_walk_with_its_code_and_the_tokens_before_it(verifier: Verifier) -> None:
     def broken_after_two(path: list[int]) -> Tensor:
-        return TARGET[path[-1]] if len(path) < len(PROMPT) + 2 else torch.full((VOCAB,), torch.nan)
+        return MARKOV(path) if len(path) < len(PROMPT) + 2 else torch.full((VOCAB,), torch.nan)
 
     params = SamplingParams(temperature=0.0, ignore_eos=True)
-    state = begin(params)
-    tokens, _ = generate(Coupled(), no_draft, begin(params, limit=3), lambda path: TARGET[path[-1]])
-    walked = answer(verifier, DraftTree.run(tokens), state, broken_after_two, PROMPT)
-    assert (walked.tokens, walked.nodes, walked.finish, walked.error) == (tokens[:2], [0, 1], None, NAN_LOGITS)
+    tokens, _ = generate(Coupled(), no_draft, begin(params, limit=3), MARKOV)
+    for drafted in (tokens, tokens[:2]):
+        walked = answer(verifier, DraftTree.run(drafted), begin(params), broken_after_two, PROMPT)
+        assert (walked.tokens, walked.nodes, walked.finish, walked.error) == (tokens[:2], [0, 1], None, NAN_LOGITS)
+    walked = answer(
+        verifier, DraftTree.run(tokens), begin(params), lambda path: torch.full((VOCAB,), torch.nan), PROMPT
+    )
+    assert (walked.tokens, walked.nodes, walked.error) == ([], [], NAN_LOGITS)
 
 
-def test_rejection_refuses_a_tree() -> None:
-    tree = DraftTree([1, 2], [-1, -1], [1.0, 1.0], [frozenset()] * 2)
-    with pytest.raises(ValueError, match="expected a run"):
-        answer(Rejection(), tree, begin(SamplingParams()), of_whole_path, PROMPT)
+@pytest.mark.parametrize("verifier", ALL, ids=named)
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_a_drafted_token_that_ends_the_text_ends_the_walk(verifier: Verifier, reason: str) -> None:
+    tokens, _ = generate(Coupled(), no_draft, begin(SamplingParams(temperature=0.0), limit=5), of_whole_path)
+    params = SamplingParams(temperature=0.0, stop_token_ids=(tokens[2],) if reason == "stop" else ())
+    assert tokens[2] not in tokens[:2]
+    state = begin(params, limit=3 if reason == "length" else 9)
+    walked = answer(verifier, DraftTree.run(tokens), state, of_whole_path, PROMPT)
+    assert (walked.tokens, walked.nodes, walked.finish) == (tokens[:3], [0, 1], reason)
+
+
+@pytest.mark.parametrize("verifier", [each for each in ALL if not isinstance(each, Rollback)], ids=named)
+def test_at_temperature_zero_the_text_is_that_of_greedy_decoding(verifier: Verifier) -> None:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, frequency_penalty=0.3, banned=((5, 6),))
+    width = 1 if isinstance(verifier, RUNS) else 3
+    distinct = not isinstance(verifier, KSequential) and width > 1
+    for seed in range(20):
+        plain = generate(Coupled(), no_draft, begin(params, seed, limit=12), MARKOV)
+        for q in (True, False):
+            draft = sampled(Random(seed), width, distinct=distinct, q=q)
+            assert generate(verifier, draft, begin(params, seed, limit=12), MARKOV) == plain
+
+
+@pytest.mark.parametrize(
+    "verifier,tokens,advice",
+    [
+        (Rejection(), [1, 2], "use MultiRound for independent draws, WithoutReplacement for distinct ones"),
+        (Block(), [1, 2], "expected a run; use MultiRound or WithoutReplacement"),
+        (Rollback(), [1, 2], "expected a run; use Typical"),
+        (WithoutReplacement(), [1, 1], "use MultiRound or KSequential"),
+    ],
+)
+def test_a_tree_that_a_verifier_cannot_judge_is_refused_with_advice(verifier, tokens, advice) -> None:
+    tree = DraftTree(tokens, [-1, -1], [1.0, 1.0], [frozenset()] * 2)
+    with pytest.raises(ValueError, match=advice):
+        answer(verifier, tree, begin(SamplingParams()), of_whole_path, PROMPT)
 
 
 def test_a_union_holds_each_path_once_with_all_its_owners() -> None:
@@ -302,7 +214,8 @@ def test_a_union_holds_each_path_once_with_all_its_owners() -> None:
         (DraftTree([VOCAB], [-1], [1.0], [frozenset()]), r"tokens\[0\]=32"),
         (DraftTree([1], [0], [1.0], [frozenset()]), r"parents\[0\]=0"),
         (DraftTree([1], [-1], [1.5], [frozenset()]), r"survival\[0\]=1.5"),
-        (DraftTree.run([1], q=[torch.ones(3)]), r"q\[-1\]"),
+        (DraftTree.run([1], q=[torch.ones(3)]), r"q\[-1\] of shape"),
+        (DraftTree.run([1], q=[torch.eye(VOCAB)[2]]), r"q\[-1\].* tokens\[0\]=1 was drawn from.* no chance"),
     ],
 )
 def test_broken_trees_are_named(broken: DraftTree, named: str) -> None:

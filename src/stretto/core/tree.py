@@ -77,6 +77,10 @@ class DraftTree:
             if not -1 <= node < count or tuple(distribution.shape) != (vocab,):
                 shape = tuple(distribution.shape)
                 raise ValueError(f"q[{node}] of shape {shape}: expected a node below {count} and shape ({vocab},)")
+            for child in self.children(node):
+                if not distribution[self.tokens[child]] > 0.0:
+                    drawn = f"the distribution that tokens[{child}]={self.tokens[child]} was drawn from"
+                    raise ValueError(f"q[{node}]: expected {drawn}, but it gives it no chance; correct the drafter")
 
     @classmethod
     def union(cls, trees: Iterable["DraftTree"]) -> "DraftTree":
