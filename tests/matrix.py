@@ -13,11 +13,12 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -25,14 +26,16 @@ from cases import LENGTH, PROMPTS
 from cases import PARAMS as SHARED
 from helpers import request, run
 from pairwise import cover
+from renumbered import renumbered
 
 from stretto.core.masks import register_mask
 from stretto.core.request import Request
+from stretto.decoding.speculative.method import Speculative
 from stretto.engine.asking import switch
 from stretto.engine.llm import LLM
 from stretto.kernels import native
 from stretto.recipes.table import RECIPES
-from stretto.weights.resolve import embedded
+from stretto.weights.resolve import embedded, resolve
 
 COMPANY, MAX_ROWS = 8, 96
 PREEMPTED = (3, 7)
@@ -110,29 +113,27 @@ class Found:
     switches: int = 0
 
 
-def load(weights: str) -> LLM:
-    """Return the embedded pair with its matrices in one format; where there is no draft yet, the target drafts."""
-    draft = "stretto-tiny-draft" if "stretto-tiny-draft" in embedded() else "stretto-tiny"
+def load(weights: str, draft: Path | str) -> LLM:
+    """Return the embedded model with its matrices in one format, and a draft aboard."""
     dtype = "bf16" if weights == "bf16" else "fp32"
     room = COMPANY * (LENGTH + 64)
-    return LLM("stretto-tiny", draft=draft, dtype=dtype, weights=weights, cache_tokens=room, max_rows=MAX_ROWS)
+    llm = LLM("stretto-tiny", draft=str(draft), dtype=dtype, weights=weights, cache_tokens=room, max_rows=MAX_ROWS)
+    llm.engine.methods.clear()
+    return llm
 
 
-def exact_methods(llm: LLM) -> list[str]:
-    """Return the exact recipes that can be built here, plain among them, each put aboard."""
-    found = []
-    for name, recipe in RECIPES.items():
-        if recipe.fidelity == "exact":
-            try:
-                method = llm.method(name)
-            except ValueError as error:
-                if "not aboard" not in str(error):
-                    raise
-                continue
-            if hasattr(method, "patience"):
-                method.patience = 600.0  # a loaded machine must not drop a drafter
-            found.append(name)
-    return found
+def draft_name() -> str:
+    """Return the embedded draft; where there is none, the target drafts for itself."""
+    return "stretto-tiny-draft" if "stretto-tiny-draft" in embedded() else "stretto-tiny"
+
+
+def exact_methods(foreign: bool | None = None) -> list[str]:
+    """Return the exact recipes that run with the embedded pair, or (``foreign``) only those that want a draft with
+    another vocabulary, or only the others.
+    """
+    aboard = {"draft", "foreign-draft", "tokenizer"}
+    found = {n: r for n, r in RECIPES.items() if r.fidelity == "exact" and r.needs - r.brings.keys() <= aboard}
+    return [name for name, each in found.items() if foreign in (None, "foreign-draft" in each.needs)]
 
 
 def whole(methods: Sequence[str]) -> list[Cell]:
@@ -145,11 +146,31 @@ def covering(methods: Sequence[str]) -> list[Cell]:
     return [Cell(*row) for row in cover({"method": methods, **FACTORS})]
 
 
+def play(choose: Callable[[Sequence[str]], list[Cell]], formats: Sequence[str] = FACTORS["weights"]) -> Found:
+    """Run the chosen cells, format by format, those that want a draft with another vocabulary apart."""
+    found, cells = Found(), choose(exact_methods())
+    with TemporaryDirectory() as folder:
+        other = renumbered(resolve(draft_name()), Path(folder) / "renumbered")
+        for weights, foreign in product(formats, (False, True)):
+            methods = exact_methods(foreign)
+            mine = [cell for cell in cells if cell.weights == weights and cell.method in methods]
+            if mine:
+                llm = load(weights, other if foreign else draft_name())
+                Matrix(llm, ["plain", *methods] if foreign else methods, found).go(mine)
+                print(f"{weights}: {len(mine)} combinations, {len(found.wrong)} things wrong so far", flush=True)
+    return found
+
+
 class Matrix:
     """Runs cells of one weights format."""
 
     def __init__(self, llm: LLM, methods: Sequence[str], found: Found, length: int = LENGTH, seed: int = 0) -> None:
+        """``methods``: those aboard, of which company and switches are drawn."""
         self.llm, self.engine, self.methods, self.found, self.length = llm, llm.engine, methods, found, length
+        for name in methods:
+            method = llm.method(name)
+            if isinstance(method, Speculative):
+                method.patience = 600.0  # a loaded machine must not drop a drafter
         self.chance = random.Random(seed)
         self.prompts = [llm.tokenizer.encode(text) for text in PROMPTS.values()]
         self._plain: dict[tuple[int, str], list[int]] = {}
@@ -209,15 +230,17 @@ class Matrix:
                     if each in self.engine.scheduler.running:
                         self.engine.scheduler.preempt(each)
                         self._forget()
+            before = [(each.stats.drafted, each.stats.accepted) for each in requests]
             self.engine.step()
+            for each, (drafted, accepted) in zip(requests, before, strict=True):
+                tally = self.found.methods[each.method]
+                tally.drafted += each.stats.drafted - drafted
+                tally.accepted += each.stats.accepted - accepted
 
     def _judge(self, each: Request, expected: list[int], asked: tuple[str, str], company: str, cache: str) -> None:
         tally, stats, text = self.found.methods[asked[0]], each.stats, each.tokens[len(each.prompt) :]
         tally.texts += 1
         tally.tokens += len(text)
-        if company != "switching":
-            tally.drafted += stats.drafted
-            tally.accepted += stats.accepted
         self.found.hits += stats.cached > 0
         self.found.preempted += stats.preemptions
         if text != expected:
@@ -253,9 +276,9 @@ def warnings() -> Iterator[list[str]]:
         log.removeHandler(handler)
 
 
-def summary(found: Found, cells: int, seconds: float) -> str:
+def summary(found: Found, seconds: float) -> str:
     """Return the result as Markdown."""
-    total = sum(tally.texts for tally in found.methods.values())
+    total, cells = (sum(getattr(each, name) for each in found.methods.values()) for name in ("texts", "cells"))
     factors = "; ".join(f"{name}: {', '.join(values)}" for name, values in FACTORS.items())
     lines = [
         "# Token equality, the whole matrix",
@@ -270,7 +293,7 @@ def summary(found: Found, cells: int, seconds: float) -> str:
         "",
         *(f"- {line}" for line in found.wrong[:20]),
         "",
-        "Drafted and accepted tokens are those of the texts that stayed with one method.",
+        "Texts are counted for the method that they began with, drafted and accepted tokens for the one that drafted.",
         "",
         "| method | combinations | texts | tokens | drafted | accepted |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -287,16 +310,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the summary goes; it is printed too")
     parser.add_argument("--cover", action="store_true", help="the pairwise cover alone")
     asked = parser.parse_args()
-    found, began, count = Found(), time.monotonic(), 0
-    for weights in FACTORS["weights"]:
-        llm = load(weights)
-        methods = exact_methods(llm)
-        cells = [cell for cell in (covering if asked.cover else whole)(methods) if cell.weights == weights]
-        Matrix(llm, methods, found).go(cells)
-        count += len(cells)
-        taken = time.monotonic() - began
-        print(f"{weights}: {len(cells)} combinations, {len(found.wrong)} wrong, {taken:.0f} s", flush=True)
-    text = summary(found, count, time.monotonic() - began)
+    began = time.monotonic()
+    found = play(covering if asked.cover else whole)
+    text = summary(found, time.monotonic() - began)
     print(text)
     if asked.out:
         asked.out.write_text(text, encoding="utf-8")

@@ -24,12 +24,12 @@ ALLOWED = 0.01
 
 
 def bare() -> Engine:
-    return Engine({"target": small(layers=2)}, [Plain()], cache_tokens=512, max_rows=64)
+    return Engine({"target": small(layers=3)}, [Plain()], cache_tokens=512, max_rows=64)
 
 
 def laden(kind: type[Engine] = Engine) -> Engine:
     """Return an engine with a draft model and every method that can be built of these two models."""
-    models = {"target": small(layers=2), "draft": small(name="draft", layers=1, seed=1)}
+    models = {"target": small(layers=3), "draft": small(name="draft", layers=1, seed=1)}
     aboard = Aboard(models)
     here = [name for name, recipe in RECIPES.items() if name != "plain" and recipe.needs <= aboard.things()]
     methods = [build_method(name, aboard) for name in here]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from matrix import FACTORS, Cell, Found, Matrix, covering, exact_methods, load, whole
+from matrix import FACTORS, Cell, Found, Matrix, covering, draft_name, exact_methods, load, play, whole
 from pairwise import missing
 
 from stretto.cache.manager import ModelCache
@@ -16,32 +16,22 @@ from stretto.core.verifiers import Coupled, Walked
 from stretto.decoding.speculative.drafters.ngram import PromptLookup
 
 
-def played(choose: Callable[[Sequence[str]], list[Cell]]) -> tuple[Found, list[str]]:
-    """Run the cells of every weights format; return what they came to, and the methods."""
-    found, methods = Found(), []
-    for weights in FACTORS["weights"]:
-        llm = load(weights)
-        methods = exact_methods(llm)
-        Matrix(llm, methods, found).go([cell for cell in choose(methods) if cell.weights == weights])
-    return found, methods
-
-
 def check(found: Found, methods: Sequence[str]) -> None:
     assert not found.wrong
     assert found.hits and found.preempted
     idle = [name for name in methods if name != "plain" and not found.methods[name].accepted]
-    assert not idle, f"of {idle} no drafted token was accepted: their equality proves nothing"
+    assert not idle, f"{idle}: no drafted token was accepted: their equality proves nothing"
 
 
 def test_every_exact_recipe_writes_the_plain_text():
-    found, methods = played(covering)
-    check(found, methods)
+    found = play(covering)
+    check(found, exact_methods())
     assert found.switches > 1000
 
 
 @pytest.mark.long
 def test_the_whole_matrix():
-    check(*played(whole))
+    check(play(whole), exact_methods())
 
 
 def test_the_cover_is_complete():
@@ -59,8 +49,7 @@ def test_the_cover_is_complete():
 @pytest.fixture(scope="module")
 def corner() -> Callable[[], Found]:
     """Return what runs a corner of the matrix: prompt lookup, alone and in company, over half the length."""
-    llm = load("fp32")
-    exact_methods(llm)
+    llm = load("fp32", draft_name())
     asked = [("greedy", "mixed", "hit"), ("greedy", "alone", "preempted")]
     cells = [Cell("prompt-lookup", params, company, "fp32", cache) for params, company, cache in asked]
 
