@@ -106,8 +106,8 @@ class Ledger:
         """Book a step that ends now; return its wall time and what a plain one would have taken, in milliseconds.
 
         ``step`` is the engine's number of it, ``drafted`` its drafted rows, ``tokens`` those that its requests gained,
-        ``spent`` the milliseconds of its drafters. Steps with prompt slices, and the first behind a pause, tell nothing:
-        None.
+        ``spent`` the milliseconds of its drafters. None: steps with prompt slices, and the first behind a pause, tell
+        nothing.
         """
         now = self._clock()
         last, self._last = self._last, (step, now)

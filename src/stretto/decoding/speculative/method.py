@@ -167,7 +167,10 @@ class Speculative:
         for found in drafted:
             trees = [draft.tree for draft in found.by_drafter.values()]
             found.tree = trees[0] if len(trees) == 1 else DraftTree.union(trees)
+        began = time.perf_counter()
         sent = self.allocator.select(drafted, rows)
+        share = (time.perf_counter() - began) * 1e3 / max(1, len(self._spent))
+        self._spent = {name: ms + share for name, ms in self._spent.items()}  # choosing is part of what drafts cost
         united: list[Draft | None] = []
         for found, nodes, limit in zip(drafted, sent, rows, strict=True):
             tree = only(found.tree, nodes)
@@ -182,11 +185,11 @@ class Speculative:
 
     def _ask(self, drafter: Drafter, drafted: list[Drafted], rows: list[int]) -> None:
         """Let a drafter propose for the requests that it has room for; keep its drafts and the time it took."""
+        began = time.perf_counter()
         rooms = self.allocator.rooms(drafter.name, drafted, rows)
         asked = [(found, room) for found, room in zip(drafted, rooms, strict=True) if room > 0]
         if not asked:
             return
-        began = time.perf_counter()
         for found, _ in asked:
             found.asked.append(drafter.name)
             met: set[str] = found.request.memory.setdefault(self._met, set())
