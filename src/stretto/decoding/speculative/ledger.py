@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stretto.core.batch import PassPrice
     from stretto.decoding.method import Load
 
-FEW_PLAIN = 4
+FEW_PLAIN = 2
 """Plain steps at the start of a life, from which their overhead is learnt."""
 PLAIN_EVERY = 128
 """While drafting, one step in so many is plain, so that what it is compared with stays fresh."""
