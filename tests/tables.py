@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from scripted import paths
 from toy import NullModel, ToyModel
 
 from stretto.core.batch import Batch, Result
@@ -81,7 +80,7 @@ def said(tokens: Sequence[int]) -> torch.Tensor:
 
 
 class Watched:
-    """A drafter whose trees are written down: each node as the tokens of its path (see ``scripted.paths``)."""
+    """A drafter whose trees are written down: each node as the tokens of its path, ``["5", "5.6", "7"]``."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter, self.trees = drafter, []
@@ -91,5 +90,7 @@ class Watched:
 
     def draft(self, requests, rows):
         drafts = self.drafter.draft(requests, rows)
-        self.trees += [paths(draft) for draft in drafts if draft is not None]
+        for tree in (draft.tree for draft in drafts if draft is not None):
+            steps = [tree.path(node) for node in range(len(tree))]
+            self.trees.append([".".join(str(tree.tokens[step]) for step in path) for path in steps])
         return drafts
