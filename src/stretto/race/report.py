@@ -116,12 +116,12 @@ def _cells(row: Row) -> list[str]:
     return [
         f"{escape(row.method)}" + ("" if row.fidelity == "exact" else f" <small>{row.fidelity}</small>"),
         "" if spread is None else f"{spread.median:.2f} <small>{spread.low:.2f} to {spread.high:.2f}</small>",
-        plots.number(row.speed),
-        "" if row.ttft_ms is None else plots.number(row.ttft_ms),
+        f"{row.speed:,.1f}",
+        "" if row.ttft_ms is None else f"{row.ttft_ms:,.1f}",
         "" if row.tpot_ms is None else f"{row.tpot_ms:.2f}",
         f"{row.acceptance:.2f}",
         f'<span class="{"no" if row.errors else "yes"}">{escape(agreement(row))}</span>',
-        plots.number(row.cache_bytes / 1e6),
+        f"{row.cache_bytes / 1e6:,.1f}",
     ]
 
 
