@@ -170,7 +170,8 @@ def race(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Everything that was measured, as JSON.")] = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Recorded texts that the model is made to say, instead of --prompts.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Recorded texts that the model is made to say, not --prompts."),
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Write plain's texts there, for --replay.")] = None,
 ) -> None:

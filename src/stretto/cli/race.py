@@ -55,6 +55,9 @@ def run(
     if bool(prompts) == (replay is not None):
         raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
     page, data = _places(out, json_file)
+    for path in (page, data, record):
+        if path is not None:  # what cannot be written should be known before hours of measuring
+            path.parent.mkdir(parents=True, exist_ok=True)
     params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
     sampling = checked(params, PLAIN, device)
     places, names = _numbers(concurrency), _names(methods)
@@ -69,8 +72,9 @@ def run(
         print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
         raise KeyboardInterrupt
     asked = {"draft": draft, "weights": weights, **params, "rounds": pairs, "replay": replay and str(replay)}
-    flags = "".join(f" --{name} {value}" for name, value in (("draft", draft), ("weights", weights)) if value != "auto")
-    result = conclude(contest, course, asked, flags.replace(" --draft None", "").strip())
+    given = (("draft", draft), ("weights", weights))
+    flags = " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
+    result = conclude(contest, course, asked, flags)
     Board.print(result)
     if page is not None:
         _write(page, html(result), "report")
@@ -143,10 +147,9 @@ def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
 
 
 def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path | None]:
-    """Return where report and JSON go; a folder is made, and holds both."""
+    """Return where report and JSON go: a folder holds both."""
     if out is None or out.suffix in (".html", ".htm"):
         return out, json_file
-    out.mkdir(parents=True, exist_ok=True)
     return out / "race.html", json_file or out / "race.json"
 
 

@@ -131,8 +131,8 @@ class Contest:
                         looked = time.perf_counter()
                         aside += looked - now  # showing it is not the method's time
             except BaseException:
-                for number_ in list(running):
-                    engine.abort(number_)
+                for left in list(running):
+                    engine.abort(left)
                 raise
             seconds = time.perf_counter() - began - aside
         spent = {part: 1e3 * (engine.seconds[part] - before) for part, before in parts.items()}
@@ -167,8 +167,8 @@ class Contest:
 def _answer(request: Request, gains: list[int]) -> Answer:
     done = complete(request, "", "")
     stats = done.stats
-    drafts, origins = stats.get("drafts", {}), stats.get("origins", [])
-    return Answer(done.token_ids, stats["ttft_ms"], stats["total_ms"], gains, drafts, origins, done.error)
+    ms = stats["ttft_ms"], stats["total_ms"]
+    return Answer(done.token_ids, *ms, gains, stats["drafts"], stats["origins"], done.error)
 
 
 class _Keep(logging.Handler):

@@ -89,15 +89,16 @@ def _rounds(result: Result) -> str:
 
 def _table_words(result: Result) -> str:
     spreads = [row.speedup for row in result.rows if row.speedup is not None]
-    interval = "the 90 % interval" if all(spread.sure for spread in spreads) else "the whole range: too few pairs"
+    sure = all(spread.sure for spread in spreads)
+    interval = "the 90 % interval" if sure else "the whole range (too few pairs for a 90 % interval)"
     return (
-        f"Speed-up: median over pairs with the plain run of the same round, {interval} in small print. TTFT and TPOT: "
+        f"Speed-up: median over pairs with the plain run of the same round, in small print {interval}. TTFT and TPOT: "
         "milliseconds to the first token and for each further one, medians. Tokens a step: 1 is plain decoding."
     )
 
 
 def _table(result: Result) -> str:
-    heads = ("method", "speed-up", "tokens/s", "TTFT, ms", "TPOT, ms", "tokens a step", "text", "cache, MB")
+    heads = ("method", "speed-up", "tokens/s", "TTFT ms", "TPOT ms", "tokens a step", "text", "cache MB")
     lines = ["<table>", "<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"]
     for place in _places(result):
         if len(_places(result)) > 1:
@@ -113,15 +114,16 @@ def _table(result: Result) -> str:
 
 def _cells(row: Row) -> list[str]:
     spread = row.speedup
+    kind = "no" if row.errors else "yes" if row.equal == row.texts else ""
     return [
         f"{escape(row.method)}" + ("" if row.fidelity == "exact" else f" <small>{row.fidelity}</small>"),
         "" if spread is None else f"{spread.median:.2f} <small>{spread.low:.2f} to {spread.high:.2f}</small>",
-        plots.number(row.speed),
-        "" if row.ttft_ms is None else plots.number(row.ttft_ms),
+        f"{row.speed:,.1f}",
+        "" if row.ttft_ms is None else f"{row.ttft_ms:,.1f}",
         "" if row.tpot_ms is None else f"{row.tpot_ms:.2f}",
         f"{row.acceptance:.2f}",
-        f'<span class="{"no" if row.errors else "yes"}">{escape(agreement(row))}</span>',
-        plots.number(row.cache_bytes / 1e6),
+        f'<span class="{kind}">{escape(agreement(row))}</span>',
+        f"{row.cache_bytes / 1e6:,.1f}",
     ]
 
 
