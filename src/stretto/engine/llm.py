@@ -256,7 +256,7 @@ class LLM:
 
 
 def draft_folder(draft: str) -> Path:
-    """Return the checkpoint folder of a draft model. Raises what ``resolve`` raises, saying that the draft was meant."""
+    """Return the checkpoint folder of a draft model. Raises what ``resolve`` raises, with the draft named."""
     try:
         return Path(resolve(draft, accept=family_of))
     except (ValueError, FileNotFoundError) as error:
