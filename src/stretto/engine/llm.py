@@ -74,6 +74,7 @@ class LLM:
         if native.load() is None:
             native.notice_once()
         folder = Path(resolve(str(model), accept=family_of))
+        home = None if draft is None else draft_folder(str(draft))
         self.name = str(model)
         self.tokenizer = Tokenizer.load(folder)
         self._load = partial(load_model, dtype=dtype, device=where, progress=progress)
@@ -82,8 +83,7 @@ class LLM:
         models: dict[str, AnyTransformer] = {"target": self.model}
         self._tokenizers: dict[str, Tokenizer | None] = {"target": self.tokenizer}
         self._foreign: frozenset[str] = frozenset()
-        if draft is not None:
-            home = Path(resolve(str(draft), accept=family_of))
+        if home is not None:
             models["draft"], self._tokenizers["draft"] = self._load(home, name="draft"), Tokenizer.load(home)
             if not same_vocabulary(models, self._tokenizers, str(draft)):
                 self._foreign = frozenset({"draft"})
@@ -253,6 +253,15 @@ class LLM:
 
     def _complete(self, request: Request, index: int = 0) -> Completion:
         return complete(request, self.fingerprint, self.engine.methods[request.method].facts.fidelity, index)
+
+
+def draft_folder(draft: str) -> Path:
+    """Return the checkpoint folder of a draft model. Raises what ``resolve`` raises, with the draft named."""
+    try:
+        return Path(resolve(draft, accept=family_of))
+    except (ValueError, FileNotFoundError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"draft={draft!r}: {error}") from None
 
 
 def same_vocabulary(
