@@ -2,7 +2,7 @@
 
 Formats read, by their published descriptions: thinking between ``<think>`` and ``</think>`` (also when the template
 has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` and
-``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}`` in a list of calls (DeepSeek),
+``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}``, listed (DeepSeek),
 ``<|python_tag|>{...}`` and, where tools were offered, a reply that is one JSON object with a name and its arguments
 (Llama 3). What looks like a call and is not one stays text.
 """
