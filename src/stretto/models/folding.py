@@ -79,12 +79,14 @@ class Folding:
     def fold(self, name: str, tensor: Tensor) -> Tensor:
         """Return the parameter ``name``, given as the checkpoint has it, with its factors.
 
-        Matrices keep a precision that holds powers of two times as much; others become fp32 where there are factors.
+        A matrix in a precision with fp32's exponents is changed where it lies; others become fp32 where there are
+        factors.
         """
         if name in self._readers:
             factors = self._factors(self._readers[name], name, tensor)
             if (factors != 1).any():
-                tensor = tensor * factors.to(tensor.dtype) if tensor.dtype in _WIDE else tensor.float() * factors
+                wide = tensor if tensor.dtype in _WIDE else tensor.float()
+                tensor = wide.mul_(factors.to(wide.dtype))
         if name in self._sources:
             site = self._sources[name]
             factors = self._factors(site, name, tensor)
@@ -92,7 +94,7 @@ class Folding:
                 offset = site.offset if name.endswith(".weight") else 0.0
                 divisors = factors if tensor.ndim == 1 else factors[:, None]
                 if tensor.ndim > 1 and tensor.dtype in _WIDE:
-                    tensor = tensor / divisors.to(tensor.dtype)
+                    tensor.div_(divisors.to(tensor.dtype))
                 else:
                     tensor = (tensor.float() + offset) / divisors - offset
         return tensor

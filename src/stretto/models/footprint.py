@@ -58,21 +58,18 @@ def footprint(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: tor
     largest = max(math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != "positions")
     cache = sum(lane.bytes_per_token() for lane in default_lanes(spec, DTYPES[dtype]))
     kept = read + table
-    each = _passing(form, own)
-    head_first = table + int(each * math.prod(embed)) + (0 if form.quantized else _packed(embed, form))
-    peak = max(kept + int(each * largest), head_first) + BESIDE
+    passing = _passing(form, own)
+    head_first = table + int(passing * math.prod(embed)) + (0 if form.quantized else _packed(embed, form))
+    if form.folds:
+        passing = max(passing, 2 * own.bits / 8)  # a matrix, and the one whose factors it takes
+    peak = max(kept + int(passing * largest), head_first) + BESIDE
     return Footprint(kept, peak, cache, read)
 
 
 def _passing(form: WeightFormat, own: WeightFormat) -> float:
-    """Return the bytes for each weight of a matrix that are held while it is read and encoded, beside what stays.
-
-    Folding reads a matrix and the one whose factors it takes, or a copy with factors; other formats have the numbers as
-    they are stored, and as they are encoded, an int4 in a byte.
-    """
+    """Return the bytes for each weight of a matrix that are held while it is encoded, beside what stays: as it is
+    stored, and as whole numbers, of which an int4 takes a byte too, or in the other floating-point format."""
     stored = own.bits / 8
-    if form.folds:
-        return 2 * stored
     if form.quantized:
         return stored + 1
     return stored if form.layout == own.layout else stored + form.bits / 8

@@ -15,6 +15,9 @@ from stretto.decoding.speculative.worthwhile import Worthwhile
 from stretto.recipes.drafting import translated
 from stretto.recipes.recipe import Aboard, Recipe
 
+PATIENCE = 30.0
+"""Seconds that a drafter may take in a step: a draft model catches up with long prompts in slices of some hundred rows."""
+
 ROWS = 64
 """Most drafted rows of a request in a step; the allocator sends as many as pay."""
 
@@ -33,7 +36,7 @@ def _auto(aboard: Aboard) -> DecodingMethod:
         drafters.append(ModelDrafter(growth=Worthwhile(paying, "draft")))
     elif {"foreign-draft", "tokenizer"} <= things:
         drafters.append(translated(aboard))
-    return Speculative("auto", drafters, allocator=paying, rows=ROWS)
+    return Speculative("auto", drafters, allocator=paying, rows=ROWS, patience=PATIENCE)
 
 
 AUTO = Recipe("auto", _auto, "auto", "exact")
