@@ -16,7 +16,7 @@ from stretto.recipes.drafting import translated
 from stretto.recipes.recipe import Aboard, Recipe
 
 PATIENCE = 30.0
-"""Seconds that a drafter may take in a step: a draft model catches up with long prompts in slices of some hundred rows."""
+"""Seconds that a drafter may take in a step: a draft model catches up with long prompts, some hundred rows at once."""
 
 ROWS = 64
 """Most drafted rows of a request in a step; the allocator sends as many as pay."""
