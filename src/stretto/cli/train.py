@@ -44,6 +44,7 @@ def draft(
     beta: Annotated[float, typer.Option(help="Of jsd: the target's weight.")] = 0.5,
     written: Annotated[float, typer.Option(help="Share of text that the target wrote.", min=0, max=1)] = 0.4,
     own: Annotated[float, typer.Option(help="Share of text that the draft itself wrote.", min=0, max=1)] = 0.0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
 ) -> None:
     """Distil a small draft model from a target, then measure how often they agree."""
@@ -60,6 +61,7 @@ def draft(
         Text(written=written, own=own),
         objective=objective,
         beta=beta,
+        compiled=compiled,
         threads=threads,
         report=_say,
     )

@@ -23,10 +23,12 @@ from stretto.training.corpus import begun, load_training_documents
 from stretto.training.divergence import Divergence, divergence
 from stretto.training.llama import Llama, LlamaShape, save_model
 from stretto.training.loop import train
-from stretto.training.written import LONGEST_ANSWER, LONGEST_PROMPT, PIECE, write_documents
+from stretto.training.written import LONGEST_ANSWER, LONGEST_PROMPT, beginnings, write_documents
 from stretto.weights.resolve import COMPANIONS, resolve
 
-SCHEDULE = Schedule(steps=4000, rows=1024, window=256, long_share=0.1, other_rate=0.006)
+SCHEDULE = Schedule(
+    steps=4000, rows=1024, window=256, long_share=0.05, cooldown=1.0, matrix_rate=0.02, other_rate=0.0065
+)
 
 
 LONGEST_WINDOW = 2048
@@ -61,12 +63,13 @@ class DraftShape:
 class Text:
     """What the draft is distilled on: shares of the windows, and how much text they are drawn from.
 
-    The rest is corpus text. ``written``: by the target; ``pieces`` of 192 documents are written before the training.
+    The rest is corpus text. ``written``: by the target; ``pieces`` of ``piece`` documents are written before training.
     ``own``: by the draft, ``own_pieces`` anew every ``refresh`` steps; corpus text until the first are written.
     """
 
     written: float = 0.4
     pieces: int = 20
+    piece: int = 192
     own: float = 0.0
     own_pieces: int = 2
     refresh: int = 250
@@ -81,14 +84,22 @@ def encode_corpora(tokenizer: Tokenizer, data: Path, path: Path) -> Documents:
     return Documents.load(path)
 
 
-def distillation_loss(draft: Llama, target: LLM, measure: Divergence, windows: Tensor) -> Tensor:
-    """Return the mean divergence of the draft from the target behind each token of ``windows`` [N, W + 1] but the last.
+def distillation_loss(draft: Llama, target: LLM, measure: Divergence, *, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """Return the loss of windows [N, W + 1]: the draft's mean divergence from the target, the last token left out.
 
     The target's logits are the engine's own, so any model that the engine runs can be the target.
     """
-    ids = windows[:, :-1]
-    wanted = torch.stack([target.logits(row) for row in ids.tolist()])
-    return measure(wanted, draft.logits(ids)).mean()
+
+    def divergence_of(ids: Tensor, wanted: Tensor) -> Tensor:
+        return measure(wanted, draft.logits(ids)).mean()
+
+    loss_of = torch.compile(divergence_of) if compiled else divergence_of
+
+    def loss(windows: Tensor) -> Tensor:
+        ids = windows[:, :-1]
+        return loss_of(ids, torch.stack([target.logits(row) for row in ids.tolist()]))
+
+    return loss
 
 
 def principal_part(embedding: Tensor, width: int, deviation: float = 0.03) -> Tensor:
@@ -124,6 +135,7 @@ def train_draft(
     objective: str = "fkl",
     beta: float = 0.5,
     seed: int = 0,
+    compiled: bool = False,
     threads: int | None = None,
     save_every: int = 50,
     report_every: int = 20,
@@ -131,8 +143,8 @@ def train_draft(
 ) -> None:
     """Distil a draft for ``target`` and write it, with the target's tokenizer, into ``out``; an unfinished run resumes.
 
-    ``objective`` and ``beta`` choose the divergence. Raises ``ValueError`` for arguments and for a target without a
-    tokenizer in files of its own.
+    ``objective`` and ``beta`` choose the divergence; ``compiled`` uses ``torch.compile`` (needs a C++ compiler). Raises
+    ``ValueError`` for arguments, and for a target without a tokenizer in files of its own.
     """
     measure = divergence(objective, beta)
     llm = LLM(target, threads=threads)
@@ -145,7 +157,7 @@ def train_draft(
     report(f"{model.size() / 1e6:.2f} M weights, {len(corpus.tokens) / 1e6:.2f} M tokens, {schedule.steps} steps")
     train(
         model,
-        lambda windows: distillation_loss(model, llm, measure, windows),
+        distillation_loss(model, llm, measure, compiled=compiled),
         mixture(model, llm, corpus, schedule, text, out, seed),
         schedule,
         out / "checkpoint.pt",
@@ -164,25 +176,28 @@ def mixture(
     """Return the batches of all sources; the target's text is written now, that of the draft ``model`` in rounds."""
     context = min(target.model.context, LONGEST_WINDOW)
     first, others = Batches(corpus, schedule, context, seed), []
+
+    def texts(author: Callable[[], LLM], name: str, pieces: int, seed: int) -> Batches:
+        longest = min(LONGEST_PROMPT, context // 2)
+        documents = write_documents(
+            author, lambda number: beginnings(corpus, text.piece, longest, [seed, number]), out / name, pieces, seed
+        )
+        return Batches(documents, schedule, context, seed + 1)
+
+    def draft(name: str) -> LLM:
+        (out / name).mkdir(exist_ok=True)
+        save_draft(model, target, out / name)
+        return LLM(str(out / name), cache_tokens=text.piece * (LONGEST_PROMPT + LONGEST_ANSWER))
+
+    @lru_cache(maxsize=1)
+    def own(number: int) -> Batches:
+        name = f"own-{number:03}"
+        return texts(lambda: draft(name), name, text.own_pieces, seed + number) if number else first
+
     if text.written:
-        folder = out / "written"
-        documents = write_documents(lambda: target, corpus, folder, text.pieces, context, seed)
-        written = Batches(documents, schedule, context, seed + 1)
+        written = texts(lambda: target, "written", text.pieces, seed)
         others.append((text.written, lambda step: written))
     if text.own:
-
-        def author(folder: Path) -> LLM:
-            save_draft(model, target, folder)
-            return LLM(str(folder), cache_tokens=PIECE * (LONGEST_PROMPT + LONGEST_ANSWER))
-
-        @lru_cache(maxsize=1)
-        def own(number: int) -> Batches:
-            if number == 0:
-                return first
-            folder = out / f"own-{number:03}"
-            documents = write_documents(lambda: author(folder), corpus, folder, text.own_pieces, context, seed + number)
-            return Batches(documents, schedule, context, seed + 2)
-
         others.append((text.own, lambda step: own(step // text.refresh)))
     return Mixture(first, others)
 

@@ -13,8 +13,6 @@ from stretto.core.params import SamplingParams
 from stretto.engine.llm import LLM
 from stretto.training.batches import Documents
 
-PIECE = 192
-"""Documents of one file, written together: a batch that the engine fills its passes with."""
 LONGEST_PROMPT = 128
 LONGEST_ANSWER = 256
 TEMPERATURES = (0.8, 1.0)
@@ -48,22 +46,22 @@ def beginnings(documents: Documents, count: int, longest: int, seed: list[int]) 
 
 
 def write_documents(
-    author: Callable[[], LLM], documents: Documents, folder: Path, pieces: int, context: int, seed: int
+    author: Callable[[], LLM], prompts: Callable[[int], list[list[int]]], folder: Path, pieces: int, seed: int
 ) -> Documents:
-    """Return ``pieces`` times ``PIECE`` documents by the author, each begun like one of ``documents``.
+    """Return the author's texts behind ``prompts(number)`` for each of ``pieces`` numbers.
 
-    A piece is kept as a file in ``folder``, so that an interrupted run writes only what is missing. ``author`` is
-    called if anything is; ``context`` is its longest text.
+    A piece is kept as a file in ``folder``, so that an interrupted run writes only what is missing; ``author`` is
+    called if anything is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     llm, written = cache(author), []
     for number in range(pieces):
         path = folder / f"piece-{number:04}.npz"
         if not path.exists():
-            prompts = beginnings(documents, PIECE, min(LONGEST_PROMPT, context // 2), [seed, number])
+            begun = prompts(number)
             partial = path.with_suffix(".partial")
             with partial.open("wb") as file:
-                Documents.of(write(llm(), prompts, (seed << 32) + number * PIECE)).save(file)
+                Documents.of(write(llm(), begun, (seed << 32) + number * len(begun))).save(file)
             os.replace(partial, path)
         written.append(Documents.load(path))
     return Documents.joined(written)
