@@ -168,3 +168,36 @@ def test_a_draft_with_other_tokens_is_refused(tiny, tmp_path):
     other = LLM(str(tmp_path), cache_tokens=512)
     with pytest.raises(ValueError, match="token 4000 is"):
         agreement(tiny, other, ["Once"])
+
+
+def test_the_shipped_draft_agrees_with_its_target_on_what_the_target_writes(tiny, corpus, straight):
+    draft = LLM("stretto-tiny-draft", threads=2, cache_tokens=4096)
+    beginnings = [
+        "Once upon a time there was a poor woodcutter who",
+        "The princess took the golden ring and said to the fox,",
+        "Question: Tom has 12 apples and buys 7 more. How many apples does he have?\nAnswer:",
+        "Natalia sold 48 clips in April and half as many in May.",
+        "def read_lines(path):\n    ",
+        "class Queue:\n    def __init__(self, maxsize=0):\n",
+        "User: Tell me about the sea.\nAssistant:",
+        "User: You are a pirate. Where do you sail?\nAssistant:",
+    ]
+    params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=120, seed=7)
+    texts = [text + done.text for text, done in zip(beginnings, tiny.generate(beginnings, params), strict=True)]
+    found = agreement(tiny, draft, texts)
+    assert found.tokens > 500
+    assert found.greedy > 0.5 * found.tokens and found.coupled > 0.5 * found.tokens
+    untrained = agreement(tiny, LLM(str(straight[0]), threads=2, cache_tokens=4096), texts)
+    assert untrained.greedy < 0.3 * found.tokens, "a draft that has hardly been trained must not pass"
+
+
+def test_the_shipped_draft_is_small_has_its_targets_tokenizer_and_a_card():
+    draft, target = resolve("stretto-tiny-draft"), resolve("stretto-tiny")
+    weights = load_file(draft / "model.safetensors")
+    assert 0.8e6 < sum(weight.numel() for weight in weights.values()) < 1.2e6
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (draft / name).read_bytes() == (target / name).read_bytes()
+    card = (draft / "README.md").read_text(encoding="utf-8")
+    assert all(
+        word in card for word in ("Gutenberg", "GSM8K", "CPython", "GPTeacher", "MIT", "PSF", "1.02 M", "2310.08461")
+    )
