@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from stretto.cli.train import train_app
+
 app = typer.Typer(
     name="stretto",
     help="Several times faster on the machine you have, and not one character different.",
@@ -17,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-train_app = typer.Typer(help="Train an embedded model by its recipe.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
@@ -220,21 +221,6 @@ def doctor(
     from stretto.cli.doctor import run
 
     run(as_json=as_json)
-
-
-@train_app.command()
-def tiny(
-    data: Annotated[Path, typer.Option(help="Folder with <corpus>.<split>.jsonl[.xz] files.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the model and its checkpoints; an unfinished run resumes.")
-    ] = Path("checkpoints/stretto-tiny"),
-    steps: Annotated[int, typer.Option(help="Steps of 4,096 tokens.", min=1)] = 3200,
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
-) -> None:
-    """Train stretto-tiny: a Llama of 5.8 M weights."""
-    from stretto.training.tiny import Schedule, train_tiny
-
-    train_tiny(data, out, Schedule(steps=steps), compiled=compiled, report=lambda line: print(line, flush=True))
 
 
 def _piped() -> str:

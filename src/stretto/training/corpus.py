@@ -11,6 +11,8 @@ import json
 import lzma
 from pathlib import Path
 
+from stretto.tokens.tokenizer import Tokenizer
+
 
 def read_documents(path: Path) -> list[str]:
     """Return the documents of one file in the order they stand in.
@@ -45,3 +47,23 @@ def find_corpora(data: Path, split: str) -> dict[str, Path]:
 def document_hash(text: str) -> str:
     """Return the first 16 hexadecimal digits of the text's SHA-256, the document's identity."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def load_training_documents(data: Path) -> dict[str, list[str]]:
+    """Return the train documents by corpus, without any that also stands in ``valid`` or ``test``."""
+    held_out = {
+        document_hash(text)
+        for split in ("valid", "test")
+        for path in find_corpora(data, split).values()
+        for text in read_documents(path)
+    }
+    return {
+        name: [text for text in read_documents(path) if document_hash(text) not in held_out]
+        for name, path in find_corpora(data, "train").items()
+    }
+
+
+def begun(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a document, begun with BOS where the tokenizer has one."""
+    ids = tokenizer.encode(text)
+    return ids if tokenizer.bos is None or ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]

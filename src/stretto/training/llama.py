@@ -5,11 +5,16 @@ Its parameters carry the names of a Hugging Face checkpoint, so that the saved f
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from stretto.weights.files import whole, write_whole
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class LlamaShape:
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
 
-    def config(self, begin: int, end: int) -> dict[str, object]:
+    def config(self, begin: int | None, end: int | list[int]) -> dict[str, object]:
         """Return the ``config.json`` of a checkpoint of this shape."""
         return {
             "architectures": ["LlamaForCausalLM"],
@@ -112,12 +117,27 @@ class Llama(nn.Module):
             x = layer(x, cos, sin)
         return self.norm(x)
 
+    def logits(self, ids: Tensor) -> Tensor:
+        """Return float32 logits [batch, length, vocabulary] behind each token; the head is tied."""
+        hidden = self(ids)
+        return (hidden @ self.embed_tokens.weight.T.to(hidden.dtype)).float()
+
     def loss(self, ids: Tensor) -> Tensor:
         """Return the mean cross entropy in nats of ``ids[:, 1:]`` given what stands before each."""
-        hidden = self(ids[:, :-1])
-        logits = hidden @ self.embed_tokens.weight.T.to(hidden.dtype)
-        return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        return F.cross_entropy(self.logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    def size(self) -> int:
+        """Return the number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def checkpoint(self) -> dict[str, Tensor]:
         """Return the weights in bfloat16 under the names of a Hugging Face checkpoint (the head is tied)."""
         return {f"model.{k}": v.detach().to(torch.bfloat16).contiguous() for k, v in self.state_dict().items()}
+
+
+def save_model(model: Llama, folder: Path, begin: int | None, end: int | list[int]) -> None:
+    """Write ``config.json`` with these special tokens, and ``model.safetensors`` in bfloat16, as Hugging Face does."""
+    config = model.shape.config(begin, end)
+    write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    with whole(folder / "model.safetensors") as partial:
+        save_file(model.checkpoint(), partial, metadata={"format": "pt"})

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def orthogonalise(batch: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(batch: Tensor, steps: int = 5, precision: torch.dtype = torch.bfloat16) -> Tensor:
     """Return matrices near the orthogonal factor of each of ``batch`` [count, rows, columns], rows <= columns.
 
     The quintic's coefficients are those of the published method: singular values end between 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = batch.bfloat16()
+    x = batch.to(precision)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(-2, -1)
@@ -29,8 +29,16 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are orthogonalised together, which is several times faster on small models.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.bfloat16,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the base class also takes closures
@@ -51,7 +59,7 @@ class Muon(torch.optim.Optimizer):
                     updates.append(p.grad.lerp(state["momentum"], group["momentum"]))
                 stacked = torch.stack(updates)
                 tall = shape[0] > shape[1]
-                result = orthogonalise(stacked.transpose(1, 2) if tall else stacked)
+                result = orthogonalise(stacked.transpose(1, 2) if tall else stacked, precision=self.precision)
                 result = result.transpose(1, 2) if tall else result
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, update in zip(params, result.float(), strict=True):
