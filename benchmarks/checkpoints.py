@@ -15,6 +15,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
         "head_dim": 64, "intermediate_size": 8192, "vocab_size": 32000,
     },
+    "1b-tinyvocab": {
+        "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 64, "intermediate_size": 8192, "vocab_size": 4096,
+    },
     "135m": {
         "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
         "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152,
@@ -24,7 +28,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64, "intermediate_size": 768, "vocab_size": 4096,
     },
 }  # fmt: skip
-"""Llamas by the keys of their ``config.json``: 1.1 G weights, 135 M, and one for trying a benchmark out."""
+"""Llamas by the keys of their ``config.json``: 1.1 G weights, 1.0 G with the vocabulary of ``stretto-tiny``, 135 M, and
+one for trying a benchmark out."""
 
 _SHARED: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,

@@ -16,6 +16,11 @@ _LLAMA = _SHARED | {"hidden_size": 48, "intermediate_size": 80, "num_hidden_laye
 
 _KIN = _LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
 _LAYER_NORMED = {key: value for key, value in _KIN.items() if key != "rms_norm_eps"} | {"layer_norm_eps": 1e-2}
+_LATENT = {key: value for key, value in _KIN.items() if key != "num_key_value_heads"} | {
+    "num_hidden_layers": 3, "qk_nope_head_dim": 14, "qk_rope_head_dim": 20, "v_head_dim": 18, "kv_lora_rank": 28,
+    "first_k_dense_replace": 1, "moe_intermediate_size": 40, "n_routed_experts": 6, "n_shared_experts": 2,
+    "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
 
 CASES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA
@@ -117,6 +122,23 @@ CASES: dict[str, dict[str, Any]] = {
     "seed_oss": _KIN | {"head_dim": 24, "attention_out_bias": True, "mlp_bias": True},
     "arcee": _KIN | {"attention_bias": True, "mlp_bias": True},
     "nemotron": {key: value for key, value in _KIN.items() if key != "rms_norm_eps"} | {"norm_eps": 1e-2},
+    "deepseek_v2": _LATENT
+    | {
+        "q_lora_rank": None,
+        "attention_bias": True,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "beta_fast": 4.0,
+            "beta_slow": 1.0,
+            "mscale": 0.7,
+            "truncate": False,
+            "mscale_all_dim": 0.4,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "deepseek_v2-query": _LATENT | {"q_lora_rank": 20, "attention_bias": True},
     "stablelm": _LAYER_NORMED | {"num_attention_heads": 3, "num_key_value_heads": 3, "use_qkv_bias": True},
 }
 """Arguments of transformers' configuration classes; what comes before a dash is the model_type."""

@@ -6,12 +6,14 @@ anew from their published description: rows of query and key reordered for Llama
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import gguf
 import numpy as np
+import small_tokenizers
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
@@ -48,11 +50,15 @@ def write_gguf(
     *,
     kinds: dict[str, Kind] | None = None,
     reorder: bool = True,
+    speaks: bool = False,
     seed: int = 0,
     **overrides: Any,
 ) -> transformers.PreTrainedModel:
     """Write a random model of ``case`` (as in ``checkpoints``), its matrices of ``kind`` or, where a name in ``kinds``
-    occurs in theirs, of that one; return transformers' model with the weights that the file stands for."""
+    occurs in theirs, of that one; return transformers' model with the weights that the file stands for.
+
+    ``speaks``: with the byte-level tokenizer of ``small_tokenizers``.
+    """
     torch.manual_seed(seed)
     config = checkpoints.configure(case, **overrides)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -71,6 +77,11 @@ def write_gguf(
                 theirs = names.get_name(stem)
                 assert theirs is not None, ours
                 _write(writer, f"{theirs}.{end}", part, chosen, random, config, family, reorder)
+    if speaks:
+        tokens, kinds_of_tokens, said = byte_level()
+        writer.add_token_list(tokens)
+        writer.add_token_types(kinds_of_tokens)
+        add_tokenizer_keys(writer, said | {"add_bos_token": True})
     if "llama3" in case:
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()
@@ -127,6 +138,26 @@ def _blocks(values: np.ndarray, kind: Kind, random: np.random.Generator) -> np.n
         scales = (scale * random.uniform(0.5, 1.5, len(made))).astype(np.float16)
         made[:, place : place + 2] = scales[:, None].view(np.uint8)
     return made.reshape(*values.shape[:-1], -1)
+
+
+def byte_level(pre: str = "gpt-2") -> tuple[list[str], list[int], dict[str, Any]]:
+    """Return tokens, their kinds and the further keys of the byte-level tokenizer of ``small_tokenizers``."""
+    core = small_tokenizers.byte_level()._core
+    tokens = [core.id_to_token(number) for number in range(core.get_vocab_size(with_added_tokens=True))]
+    kinds = [3 if number < 3 else 4 if token in ("[plain]", "日本") else 1 for number, token in enumerate(tokens)]
+    merges = [" ".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    return tokens, kinds, {"model": "gpt2", "pre": pre, "merges": merges, "bos_token_id": 0, "eos_token_id": 1}
+
+
+def add_tokenizer_keys(writer: gguf.GGUFWriter, keys: dict[str, Any]) -> None:
+    """Add metadata under ``tokenizer.ggml.``."""
+    for key, value in keys.items():
+        if isinstance(value, list):
+            writer.add_array(f"tokenizer.ggml.{key}", value)
+        elif key.endswith("_id"):
+            writer.add_uint32(f"tokenizer.ggml.{key}", value)
+        else:
+            writer.add_key_value(f"tokenizer.ggml.{key}", value, gguf.GGUFValueType.get_type(value))
 
 
 def _metadata(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None:

@@ -201,4 +201,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "stablelm", (2560, 6912, 32, 32, 32, 4096, 50304), hidden_act="silu", layer_norm_eps=1e-5,
         partial_rotary_factor=0.25, rope_theta=10000, tie_word_embeddings=False, use_qkv_bias=False,
     ),
+    "DeepSeek-V2-Lite": _config(
+        "deepseek_v2", (2048, 10944, 27, 16, 16, 163840, 102400), **_SWIGLU, attention_bias=False,
+        auto_map={"AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"}, aux_loss_alpha=0.001, ep_size=1,
+        first_k_dense_replace=1, kv_lora_rank=512, moe_intermediate_size=1408, moe_layer_freq=1, n_group=1,
+        n_routed_experts=64, n_shared_experts=2, norm_topk_prob=False, num_experts_per_tok=6, pretraining_tp=1,
+        q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, rope_theta=10000, routed_scaling_factor=1.0,
+        scoring_func="softmax", seq_aux=True, topk_group=1, topk_method="greedy", v_head_dim=128,
+        rope_scaling={"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+                      "original_max_position_embeddings": 4096, "type": "yarn"},
+    ),
 }  # fmt: skip

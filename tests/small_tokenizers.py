@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -32,6 +33,13 @@ def byte_level() -> Tokenizer:
     core.add_tokens(["[plain]", "日本"])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return Tokenizer(core, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+
+
+def save(folder: Path) -> None:
+    """Write the byte-level tokenizer to a checkpoint's folder."""
+    byte_level()._core.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @cache

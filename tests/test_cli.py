@@ -31,6 +31,18 @@ def test_help_needs_no_torch():
     assert done.returncode == 0 and "generate" in done.stdout and done.stderr.strip().endswith("False")
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("stretto gen", ["generate"]), ("stretto generate --we", ["--weights"])]
+)
+def test_the_shell_completes_commands_and_options(typed, offered):
+    code = "import sys; sys.argv = ['stretto']; from stretto.cli.main import main; main()"
+    asked = {"_STRETTO_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == offered, done.stderr
+
+
 def test_generate_streams_into_a_pipe_and_speaks_json(tiny):
     options = ["--seed", "3", "--max-tokens", "12", "--temperature", "0.7"]
     text = stretto("generate", "Once upon a time", *options, "--stats")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -44,6 +45,11 @@ def test_published_configurations_are_read():
     slides = [layer.attention.window is not None for layer in specs["EXAONE-4.0-32B"].layers]
     assert slides == [True, True, True, False] * 16
     assert specs["granite-3.3-2b"].layers[0].norm.eps == pytest.approx(1e-5 / 0.22**2)
+    lite = specs["DeepSeek-V2-Lite"]
+    assert [isinstance(layer.mlp, ExpertsSpec) for layer in lite.layers] == [False] + [True] * 26
+    shared = lite.layers[1].mlp.shared
+    assert shared is not None and shared.width == 2816 and lite.layers[1].mlp.expert.width == 1408
+    assert lite.layers[0].attention.scale == pytest.approx(192**-0.5 * (0.0707 * math.log(40) + 1) ** 2)
     assert specs["gpt2"].layers[0].mlp.width == 3072 and specs["gpt2"].positions == specs["gpt2"].context == 1024
 
 

@@ -20,7 +20,9 @@ from stretto.weights.formats import FORMATS, own_format
 
 @pytest.mark.skipif(native.load() is None, reason="there is no native library to ask")
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("case", ["llama", "gpt2", "mixtral", "gemma3_text", "glm4"])
+@pytest.mark.parametrize(
+    "case", ["llama", "gpt2", "mixtral", "gemma3_text", "glm4", "deepseek_v2", "deepseek_v2-query"]
+)
 def test_the_bytes_of_a_pass_are_those_that_are_packed(case: str, form: str, tmp_path: Path):
     checkpoints.make(tmp_path, case)
     source = open_source(tmp_path, form)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 import small_tokenizers
@@ -31,13 +31,7 @@ def write(path: Path, tokens: list[str], kinds: list[int], architecture: str = "
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_chat_template(TEMPLATE)
-    for key, value in keys.items():
-        if isinstance(value, list):
-            writer.add_array(f"tokenizer.ggml.{key}", value)
-        elif key.endswith("_id"):
-            writer.add_uint32(f"tokenizer.ggml.{key}", value)
-        else:
-            writer.add_key_value(f"tokenizer.ggml.{key}", value, gguf.GGUFValueType.get_type(value))
+    gguf_files.add_tokenizer_keys(writer, keys)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return path
@@ -45,14 +39,8 @@ def write(path: Path, tokens: list[str], kinds: list[int], architecture: str = "
 
 def byte_level(path: Path, pre: str = "gpt-2", **keys: Any) -> Path:
     """Write the byte-level tokenizer of ``small_tokenizers``."""
-    core = small_tokenizers.byte_level()._core
-    model = json.loads(core.to_str())["model"]
-    size = core.get_vocab_size(with_added_tokens=True)
-    tokens = [core.id_to_token(number) for number in range(size)]
-    kinds = [3 if number < 3 else 4 if tokens[number] in ("[plain]", "日本") else 1 for number in range(size)]
-    merges = [" ".join(pair) for pair in model["merges"]]
-    said = {"model": "gpt2", "pre": pre, "merges": merges, "bos_token_id": 0, "eos_token_id": 1} | keys
-    return write(path, tokens, kinds, **said)
+    tokens, kinds, said = gguf_files.byte_level(pre)
+    return write(path, tokens, kinds, **said | keys)
 
 
 def test_byte_level(tmp_path: Path):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from stretto import LLM, SamplingParams
+from stretto.kernels import native
 
 TOLERANCE = 1e-4
 """Of the largest logit, in fp32."""
@@ -65,6 +66,13 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
     ],
     "mixtral": [{"norm_topk_prob": False}, {"sliding_window": None}],
     "gpt2": [{"activation_function": "gelu"}],
+    "deepseek_v2": [
+        {"topk_method": "group_limited_greedy"},
+        {"scoring_func": "sigmoid"},
+        {"moe_layer_freq": 2},
+        {"rope_parameters.mscale_all_dim": ...},
+    ],
+    "deepseek_v2-query": [{"q_lora_rank": ...}],
 }
 
 # Settings that the cases leave at their usual values.
@@ -77,6 +85,17 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": False}),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True}),
     ("mixtral", {"sliding_window": None, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
+    (
+        "deepseek_v2",
+        {
+            "mlp_bias": True,
+            "attention_bias": False,
+            "v_head_dim": 6,
+            "first_k_dense_replace": 2,
+            "rope_parameters": None,
+        }
+        | {"tie_word_embeddings": True},
+    ),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "tie_word_embeddings": False}),
 ]
 
@@ -193,6 +212,14 @@ def test_harmless_keys_change_nothing(case: str, oracle: Callable[[str], Oracle]
     told = oracle(case)
     altered = checkpoints.alter(told.folder, tmp_path / "altered", alterations(told.folder)[1])
     assert distance(load(altered).logits(told.ids), told.logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["deepseek_v2", "deepseek_v2-query", "mixtral", "olmo2"])
+def test_the_reference_kernels_agree(case: str, oracle: Callable[[str], Oracle], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "load", lambda: None)
+    told = oracle(case)
+    whole, sliced = (load(told.folder, rows).logits(told.ids) for rows in (None, 7))
+    assert distance(whole, told.logits) < TOLERANCE and torch.equal(whole, sliced)
 
 
 @pytest.mark.parametrize(("case", "overrides"), VARIANTS)

@@ -19,6 +19,15 @@ from stretto.tokens.replies import MARKERS
 
 HERMES = '<tool_call>\n{"name": "ask", "arguments": {"n": 1}}\n</tool_call>'
 ASK = [ToolCall("ask", {"n": 1})]
+DEEPSEEK = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>ask<｜tool▁sep｜>{"n": 1}<｜tool▁call▁end｜>'
+    '<｜tool▁call▁begin｜>b<｜tool▁sep｜>{"list": [{}, {"z": "}"}]}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+)
+DEEPSEEK_R1 = (
+    "<｜tool▁calls▁begin｜>"
+    + "\n".join(['<｜tool▁call▁begin｜>function<｜tool▁sep｜>ask\n```json\n{"n": 1}\n```<｜tool▁call▁end｜>'] * 2)
+    + "<｜tool▁calls▁end｜>"
+)
 CASES: list[tuple[str, dict[str, bool], Reply]] = [
     ("Hello.", {}, Reply("Hello.")),
     ("  \n Hello.\n", {}, Reply("  \n Hello.\n")),
@@ -45,6 +54,21 @@ CASES: list[tuple[str, dict[str, bool], Reply]] = [
     ),
     ('[TOOL_CALLS] [{"name": "ask", "arguments": "{\\"n\\": 1}", "id": "x"}]', {}, Reply(tool_calls=ASK)),
     ("[TOOL_CALLS] are markers", {}, Reply("[TOOL_CALLS] are markers")),
+    ('[TOOL_CALLS]ask[ARGS]{"n": 1}', {}, Reply(tool_calls=ASK)),
+    (
+        'So: [TOOL_CALLS]ask[CALL_ID]a9[ARGS]{"n": 1}[TOOL_CALLS]b.c-d[ARGS]{"text": "{[ARGS]} \\n", "x": {"y": 2}}',
+        {},
+        Reply("So: ", tool_calls=[*ASK, ToolCall("b.c-d", {"text": "{[ARGS]} \n", "x": {"y": 2}})]),
+    ),
+    ("[TOOL_CALLS]markers are so", {}, Reply("[TOOL_CALLS]markers are so")),
+    ('[TOOL_CALLS]ask[ARGS]{"n": 1', {}, Reply('[TOOL_CALLS]ask[ARGS]{"n": 1')),
+    (
+        f"<think>a</think>Wait.{DEEPSEEK}",
+        {},
+        Reply("Wait.", "a", [*ASK, ToolCall("b", {"list": [{}, {"z": "}"}]})]),
+    ),
+    (DEEPSEEK_R1, {}, Reply(tool_calls=ASK + ASK)),
+    (DEEPSEEK.replace("sep", "step"), {}, Reply(DEEPSEEK.replace("sep", "step"))),
     ('<|python_tag|>{"name": "ask", "parameters": {"n": 1}}', {}, Reply(tool_calls=ASK)),
     ("<|python_tag|>print(1)", {}, Reply("<|python_tag|>print(1)")),
     ('{"name": "ask", "parameters": {"n": 1}}', {"tools": True}, Reply(tool_calls=ASK)),

@@ -6,9 +6,11 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 from helpers import assert_whole, request, run
 from scripted import Chain, Scripted, Told
 
+from stretto.core.masks import register_mask
 from stretto.decoding.plain import Plain
 from stretto.decoding.speculative.drafters.automaton import SuffixAutomaton
 from stretto.decoding.speculative.drafters.base import chance
@@ -116,6 +118,22 @@ def test_token_recycling():
     assert len(SHAPE) == 80 and told.paths(80) == expected
 
 
+class Counting:
+    """Allows 5 alone, three times, then anything; it does not know where it leaves no choice."""
+
+    def __init__(self, vocab_size: int, eos_ids: frozenset[int]) -> None:
+        self.ids = torch.arange(vocab_size)
+
+    def start(self) -> int:
+        return 0
+
+    def advance(self, state: int, token: int) -> int:
+        return state + 1
+
+    def allowed(self, state: int) -> torch.Tensor:
+        return (self.ids == 5) | (state > 2)
+
+
 def test_jump_forward():
     mask = ("choice", {"choices": [[5, 6, 7, 9], [5, 6, 8]]})
     told = Scripted(JumpForward(), [1], mask=mask)
@@ -123,6 +141,8 @@ def test_jump_forward():
     assert told.say(5, 6).paths() == []
     assert told.say(7).paths() == ["9", "9.0"]  # and the end token
     assert Scripted(JumpForward(), [1]).paths() == []
+    register_mask("counting", Counting)
+    assert Scripted(JumpForward(), [1], mask=("counting", {})).paths() == ["5", "5.5", "5.5.5"]
 
 
 def test_the_automaton_counts_every_substring():

@@ -17,7 +17,7 @@ from stretto.core.chunk import Segment
 class NullModel:
     """The same logits for every row."""
 
-    own_threads, rope_border = False, None
+    own_threads, rope_border, price = False, None, None
 
     def __init__(self, vocab_size: int = 4096, context: int = 8192) -> None:
         self.name, self.vocab_size, self.context = "null", vocab_size, context

@@ -43,7 +43,8 @@ class ModelCache:
         self._paged = {name: lane for name, lane in self.lanes.items() if lane.paged}
         self.tree = PrefixTree({name: lane.pool for name, lane in self._paged.items()})
         self._scratch = scratch
-        self._taken = 0
+        self.scratch_taken = 0
+        """Scratch rows handed out since the step began."""
         self._lookups = 0
         self._hits = 0
         model.bind({name: lane.storage for name, lane in self.lanes.items()})
@@ -114,28 +115,23 @@ class ModelCache:
 
         ``RuntimeError`` if there are not as many.
         """
-        first = self._taken
+        first = self.scratch_taken
         if first + count > self._scratch:
             raise RuntimeError(
                 f"cache of model {self.model.name}: {count} scratch rows were asked for, {self._scratch - first} of "
                 f"{self._scratch} are left in this step; draft fewer rows or make the cache with more scratch"
             )
-        self._taken = first + count
+        self.scratch_taken = first + count
         return list(range(first, first + count))
-
-    @property
-    def scratch_taken(self) -> int:
-        """Scratch rows handed out since the step began."""
-        return self._taken
 
     @property
     def scratch_left(self) -> int:
         """Scratch rows that can still be taken."""
-        return self._scratch - self._taken
+        return self._scratch - self.scratch_taken
 
     def reset_scratch(self, to: int = 0) -> None:
         """Take scratch rows back: all at the end of a step, or those above ``to`` behind a pass that failed."""
-        self._taken = to
+        self.scratch_taken = to
 
     def keep(self, moves: Sequence[tuple[View, int, int]], lanes: Collection[str] | None = None) -> None:
         """Copy rows from scratch to where they stay: ``moves`` are (view, scratch row, position), ascending per view.

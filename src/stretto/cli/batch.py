@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from stretto.core.params import SamplingParams
 from stretto.core.request import Request
 from stretto.engine.completion import complete, refused
 from stretto.engine.llm import LLM
+from stretto.weights.files import PARTIAL, put, whole
 
 AT_ONCE = 64
 """Prompts in the engine at a time; it queues what its cache does not hold."""
@@ -51,6 +53,11 @@ def read_lines(path: Path, usual: dict[str, Any]) -> list[Line]:
             )
         lines.append(Line(number, found["prompt"], usual | found.get("params", {})))
     return lines
+
+
+def unfinished(out: Path) -> Path:
+    """Return where the results of a run that has not ended are."""
+    return out.with_name(out.name + PARTIAL)
 
 
 def finished(path: Path) -> set[int]:
@@ -103,14 +110,25 @@ def _result(line: Line, completions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(llm: LLM, prompts: Path, out: Path, params: dict[str, Any], method: str | None) -> None:
-    """Answer what ``out`` does not hold yet, result after result on disk; say on a terminal how far it is."""
-    lines, done = read_lines(prompts, params), finished(out)
+    """Answer what ``out`` does not hold yet; say on a terminal how far it is.
+
+    Result after result goes to disk beside it, under the name of ``unfinished``, where a second run goes on; ``out`` is
+    replaced when all are there.
+    """
+    partial = unfinished(out)
+    lines, done = read_lines(prompts, params), finished(partial if partial.exists() else out)
     left = [line for line in lines if line.number not in done]
-    with out.open("a", encoding="utf-8", newline="\n") as file:
+    if not left and out.exists() and not partial.exists():
+        return
+    if not partial.exists() and out.exists():
+        with whole(partial) as copy:
+            shutil.copyfile(out, copy)
+    with partial.open("a", encoding="utf-8", newline="\n") as file:
         progress = Progress(len(lines), len(lines) - len(left))
         for result in answer(llm, left, method):
             _write(file, result)
             progress.add(sum(len(each["token_ids"]) for each in result["completions"]))
+    put(partial, out)
     progress.end()
 
 

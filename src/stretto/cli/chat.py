@@ -111,7 +111,7 @@ def _save(chat: Conversation, name: str) -> str:
 
 def _stats(chat: Conversation, _: str) -> str:
     chat.stats = not chat.stats
-    return f"statistics {'on' if chat.stats else 'off'}" + (f"\n{summary(chat.last)}" if chat.last else "")
+    return f"statistics {'on' if chat.stats else 'off'}" + (f"\n{summary(chat.last, chat.llm)}" if chat.last else "")
 
 
 def _reset(chat: Conversation, _: str) -> str:
@@ -226,4 +226,4 @@ def _turn(chat: Conversation, line: str, screen: bool) -> None:
     chat.answer(line, show)
     print(flush=True)
     if chat.stats and chat.last is not None:
-        print(summary(chat.last), file=sys.stderr, flush=True)
+        print(summary(chat.last, chat.llm), file=sys.stderr, flush=True)

@@ -61,7 +61,7 @@ def run(
     else:
         print(flush=True)
     if stats:
-        print(summary(done), file=sys.stderr)
+        print(summary(done, llm), file=sys.stderr)
 
 
 def checked(params: dict[str, Any], method: str, device: str) -> SamplingParams:
@@ -87,13 +87,32 @@ def demonstration(model: str) -> None:
         )
 
 
-def summary(done: Completion) -> str:
-    """Return one line on what a completion took."""
+def summary(done: Completion, llm: LLM) -> str:
+    """Return what a completion took, what its method keeps beyond it, and in the last line what drafting brought."""
     tokens, stats = len(done.token_ids), done.stats
     spent = (stats["total_ms"] - stats["ttft_ms"]) / 1e3 if stats["ttft_ms"] is not None else 0.0
     speed = f"{(tokens - 1) / spent:.1f} tokens/s" if spent > 0 and tokens > 1 else "-"
     return (
         f"method {done.method} ({done.fidelity}) · seed {done.seed} · {tokens} tokens, {done.finish_reason} · "
         f"first after {stats['ttft_ms'] or 0:.0f} ms, then {speed} · {stats['rows']} rows in {stats['steps']} steps, "
-        f"{stats['cached']} cached · numerics {done.fingerprint}"
+        f"{stats['cached']} cached · numerics {done.fingerprint}\n"
+        f"{kept(llm)}{drafting(done)}"
+    )
+
+
+def kept(llm: LLM) -> str:
+    """Return a line on the stores that outlive a request, or nothing where there is none."""
+    stores = {name: sizes for method in llm.engine.methods.values() for name, sizes in method.stores().items()}
+    words = [f"{name} {', '.join(f'{size} {what}' for what, size in sizes.items())}" for name, sizes in stores.items()]
+    return f"kept for later requests: {' · '.join(words)}\n" if words else ""
+
+
+def drafting(done: Completion) -> str:
+    """Return one line: method, speed-up over plain decoding by the ledger, acceptance, and why."""
+    stats, tokens = done.stats, len(done.token_ids)
+    booked, steps = stats["decoding_ms"], max(1, stats["steps"])
+    gain = f"{stats['plain_ms'] / booked:.2f} times plain" if booked else "not measured against plain"
+    accepted = f"{stats['accepted']} of {stats['drafted']} drafted tokens accepted, {tokens / steps:.2f} tokens a step"
+    return (
+        f"{done.method}: {gain} · {accepted if stats['drafted'] else 'nothing drafted'} · {stats['why'] or 'as asked'}"
     )

@@ -27,6 +27,7 @@ DraftOption = Annotated[
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
+MethodOption = Annotated[str, typer.Option(help="Decoding method: auto, plain, or a name from stretto methods.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 
 
@@ -35,8 +36,8 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from; without it, standard input.")] = None,
     model: ModelOption = "stretto-tiny",
     draft: DraftOption = None,
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    method: MethodOption = "auto",
+    temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
@@ -50,7 +51,7 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where their results go; a second run resumes.")] = None,
 ) -> None:
-    """Write on from a prompt, as it comes; or answer a file of prompts."""
+    """Write on from a text, or answer a file of prompts."""
     from stretto.cli.generate import run
 
     if (file is None) != (out is None) or (file is not None and prompt is not None):
@@ -77,8 +78,8 @@ def generate(
 def chat(
     model: ModelOption = "stretto-tiny",
     draft: DraftOption = None,
-    method: Annotated[str, typer.Option(help="Decoding method.")] = "plain",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    method: MethodOption = "auto",
+    temperature: Annotated[float, typer.Option(help="How freely to choose; 0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 1024,
@@ -125,7 +126,7 @@ def info(
     model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Say what a model is, what it needs in each weights format, and whether that fits here."""
+    """Say what a model is, what it needs and whether that fits here."""
     from stretto.cli.info import run
 
     run(model, as_json=as_json)
@@ -144,10 +145,77 @@ def quantize(
 
 
 @app.command()
+def race(
+    model: ModelOption = "stretto-tiny",
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON Lines, Spec-Bench's format or plain text, also .xz; may be repeated."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names between commas, or all (that run here). Default: auto, or all exact ones.")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="Requests at a time, numbers between commas.")] = "1",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most for each prompt.", min=1)] = 128,
+    pairs: Annotated[int, typer.Option(help="Rounds; in each, every method answers all prompts once.", min=1)] = 5,
+    limit: Annotated[int | None, typer.Option(help="Only so many prompts, evenly over the files.", min=1)] = None,
+    draft: Annotated[str | None, typer.Option(help="A draft model: embedded name, folder or hub id.")] = None,
+    weights: WeightsOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
+    device: DeviceOption = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Report as HTML: a file, or a folder that gets the JSON too.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Everything that was measured, as JSON.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Recorded texts that the model is made to say, instead of --prompts.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write plain's texts there, for --replay.")] = None,
+) -> None:
+    """Race decoding methods on your prompts: speed beside plain decoding, every text checked, and what to use."""
+    from stretto.cli.race import run
+
+    run(
+        model,
+        prompts=prompts or [],
+        methods=methods,
+        concurrency=concurrency,
+        params={"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens},
+        pairs=pairs,
+        limit=limit,
+        draft=draft,
+        weights=weights,
+        threads=threads,
+        device=device,
+        out=out,
+        json_file=json_file,
+        replay=replay,
+        record=record,
+    )
+
+
+@app.command()
+def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these; without names, all.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Say which methods run with this model, and what others lack.")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(help="A draft model that would be aboard beside it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
+) -> None:
+    """List the decoding methods: what each promises, needs, and where it was published."""
+    from stretto.cli.methods import run
+
+    run(names or [], model=model, draft=draft, as_json=as_json)
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Say what this installation runs on: kernels, instruction set, threads, speed of memory and arithmetic."""
+    """Say what this installation runs on and how fast the machine is."""
     from stretto.cli.doctor import run
 
     run(as_json=as_json)

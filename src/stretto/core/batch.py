@@ -91,6 +91,18 @@ class LaneSpec:
         return self.width * size if self.kind == "feature" else 0
 
 
+class PassPrice(Protocol):
+    """What passes of a model cost on this machine."""
+
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
+        """Return the milliseconds expected of a pass of ``rows`` rows.
+
+        ``context`` counts the cached positions of its sequences, ``pairs`` the positions that each row sees, summed
+        over the rows (default: as if all rows saw the whole context).
+        """
+        ...
+
+
 class Model(Protocol):
     """One set of weights aboard. The transformer is one; a null model of fixed logits in tests is another."""
 
@@ -108,6 +120,11 @@ class Model(Protocol):
     of a shorter text has number 2 * p in ``Batch.rope``, of a longer one 2 * p + 1."""
     own_threads: bool
     """Whether its passes run on threads of their own, which then want the cores between PyTorch's operations."""
+
+    @property
+    def price(self) -> PassPrice | None:
+        """What its passes cost here, where that was measured."""
+        ...
 
     def bind(self, storage: dict[str, LaneStorage]) -> None:
         """Take the lanes' storage once, at load; passes read and write it by slot."""

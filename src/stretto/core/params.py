@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 # name: (smallest, largest or None, may be None, what to do instead)
-_INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
+INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
     "top_k": (0, None, False, "use 0 to switch it off"),
     "min_tokens": (0, None, False, "use 0 for no minimum"),
     "max_tokens": (1, None, True, "use None to write until the context is full"),
@@ -18,7 +18,7 @@ _INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
     "priority": (None, None, False, "higher runs first; use 0 for the ordinary"),
 }
 # name: (smallest, smallest itself allowed, largest, may be None, what to do instead)
-_NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
+NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
     "top_p": (0.0, False, 1.0, False, "use 1.0 to switch it off"),
     "min_p": (0.0, True, 1.0, False, "use 0.0 to switch it off"),
     "repetition_penalty": (0.0, False, 100.0, False, "use 1.0 to switch it off"),
@@ -26,7 +26,7 @@ _NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
     "presence_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "ttft_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
 }
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-4, 1e4
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
 
 
 def _refuse(name: str, value: object, expected: str, remedy: str) -> NoReturn:
@@ -48,34 +48,55 @@ def _is_number(value: object) -> bool:
 class SamplingParams:
     """How one request chooses its tokens, when it ends, and how it competes with others.
 
-    `banned` holds token-id sequences: the last token of one is forbidden where the tokens before it end the row's path
-    (prompt and output). `mask` is the name of a registered token mask and its plain arguments. Lists are accepted where
-    tuples are written.
+    Lists are accepted where tuples are written.
     """
 
-    temperature: float = 1.0  # 0 = greedy
-    top_k: int = 0  # 0 = off
+    temperature: float = 1.0
+    """Divides the logits. 0 is greedy choice: the likeliest token, without noise."""
+    top_k: int = 0
+    """Choose among the `top_k` likeliest tokens; 0 is off."""
     top_p: float = 1.0
+    """Choose among the smallest set of likeliest tokens that has this much probability; 1 is off."""
     min_p: float = 0.0
+    """Choose among tokens at least this likely, as a share of the likeliest one's probability; 0 is off."""
     repetition_penalty: float = 1.0
+    """Positive logits of tokens in prompt or output are divided by it, negative ones multiplied; 1 is off."""
     frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that it stands in the output."""
     presence_penalty: float = 0.0
+    """Taken once from the logit of every token that stands in the output."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
     banned: tuple[tuple[int, ...], ...] = ()
+    """Sequences of token ids: the last token of one is forbidden where those before it end prompt and output."""
     min_tokens: int = 0
+    """No end token, stop id or stop string ends the text before it has so many tokens."""
     ignore_eos: bool = False
+    """Write on behind the model's end tokens."""
     mask: tuple[str, dict[str, Any]] | None = None
+    """The name of a registered token mask and its arguments: which tokens may come next along the text."""
     stop: tuple[str, ...] = ()
+    """Texts that end the output where they first occur. One string will do for one."""
     stop_token_ids: tuple[int, ...] = ()
+    """Further token ids that end the text."""
     include_stop: bool = False
+    """Keep the stop text at the end of the output."""
     max_tokens: int | None = 256
+    """Tokens to write at most; None: until the context is full."""
     logprobs: int | None = None
+    """At each place the log-probabilities of so many likeliest tokens and of the chosen one, before all filters."""
     prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt, which then is not taken from the prefix cache."""
     n: int = 1
+    """Samples of the same prompt; sample 2 is the same whether three are asked for or ten."""
     seed: int | None = None
+    """Same seed, same text. None: one is drawn, and told with the answer."""
     priority: int = 0
+    """Higher runs first. Changes nothing in the text."""
     ttft_ms: float | None = None
+    """Goal for the time to the first token, in milliseconds. Changes nothing in the text."""
     tenant: str = ""
+    """Whose request it is: cached prefixes are shared within a tenant only."""
 
     def __post_init__(self) -> None:
         def normalise(name: str, value: object) -> None:
@@ -98,17 +119,17 @@ class SamplingParams:
 
     def _validate_numbers(self, vocab_size: int) -> None:
         value = self.temperature
-        if not _is_number(value) or not (value == 0 or _MIN_TEMPERATURE <= value <= _MAX_TEMPERATURE):
-            expected = f"0 or a number from {_MIN_TEMPERATURE} to {_MAX_TEMPERATURE:.0f}"
+        if not _is_number(value) or not (value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE):
+            expected = f"0 or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}"
             _refuse("temperature", value, expected, "use 0 for greedy choice")
-        for name, (low, inclusive, high, optional, remedy) in _NUMBERS.items():
+        for name, (low, inclusive, high, optional, remedy) in NUMBERS.items():
             value = getattr(self, name)
             if value is None and optional:
                 continue
             if not _is_number(value) or value > high or value < low or (value == low and not inclusive):
                 border = "from" if inclusive else "above"
                 _refuse(name, value, f"a number {border} {low:g} to {high:g}", remedy)
-        for name, (least, most, optional, remedy) in _INTEGERS.items():
+        for name, (least, most, optional, remedy) in INTEGERS.items():
             value = getattr(self, name)
             if value is None and optional:
                 continue

@@ -46,6 +46,12 @@ class Stats:
     origins: list[str] = field(default_factory=list)
     """Who drafted each generated token: names joined by ``+``, the empty string for the model itself. Filled for
     requests that draft."""
+    decoding_ms: float = 0.0
+    """Wall time of its steps behind the prompt, as far as an allocator booked them."""
+    plain_ms: float = 0.0
+    """What plain decoding would have taken for the tokens of those steps, by the allocator's ledger."""
+    why: str = ""
+    """Why it was drafted for as it was, in a few words."""
     preemptions: int = 0
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None
@@ -56,8 +62,14 @@ class Stats:
         first = None if self.first_token is None else (self.first_token - self.arrived) * 1e3
         total = None if self.finished is None else (self.finished - self.arrived) * 1e3
         counts = ("rows", "prompt_rows", "cached", "steps", "catch_up", "drafted", "accepted", "preemptions")
-        lists = {"drafts": self.drafts, "origins": self.origins}
-        return {**{name: getattr(self, name) for name in counts}, **lists, "ttft_ms": first, "total_ms": total}
+        times = ("decoding_ms", "plain_ms")
+        lists = {"drafts": self.drafts, "origins": self.origins, "why": self.why}
+        return {
+            **{name: getattr(self, name) for name in (*counts, *times)},
+            **lists,
+            "ttft_ms": first,
+            "total_ms": total,
+        }
 
     def count_drafts(self, drafts: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Add one step's [checked, accepted] by drafter and depth."""

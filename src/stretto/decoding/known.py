@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stretto.core.choose import logprobs
+from stretto.core.choose import choose, logprobs
 from stretto.core.chunk import ALL_ROWS, Chunk, Output
 from stretto.core.picking import NAN_LOGITS
-from stretto.core.request import Request
+from stretto.core.request import Committed, Request
 
 CHOICE_ERRORS = {
     NAN_LOGITS: "the model's logits hold NaN or infinity for this request: check the checkpoint, or use dtype='fp32'",
@@ -42,3 +42,31 @@ def prompt_logprobs(request: Request, chunk: Chunk, output: Output) -> list[tupl
     following = request.prompt[first : first + len(chunk)]
     logits = output.logits[output.first : output.first + len(following)]
     return list(enumerate(logprobs(logits, following, wanted), first))
+
+
+def commit_known(requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]) -> list[Committed]:
+    """Return what chunks of known tokens gain: one chosen token where all known tokens of the request are computed."""
+    done: list[Committed] = []
+    choosing: list[Committed] = []
+    places: list[int] = []
+    for request, chunk, output in zip(requests, chunks, outputs, strict=True):
+        stop = chunk.index[-1] + 1
+        committed = Committed(request, filled=stop)
+        done.append(committed)
+        if request.params.prompt_logprobs is not None:
+            committed.prompt_logprobs = prompt_logprobs(request, chunk, output)
+        if stop == len(request.tokens):
+            choosing.append(committed)
+            places.append(output.row(len(chunk.tokens) - 1))
+    if choosing:
+        logits = outputs[0].logits
+        chosen = choose(logits, [c.request.state for c in choosing], rows=places)
+        for place, committed, token in zip(places, choosing, chosen, strict=True):
+            if token < 0:
+                committed.error = choice_error(token)
+                continue
+            committed.tokens = (token,)
+            committed.finish = committed.request.state.ends(token)
+            if committed.request.params.logprobs is not None:
+                committed.logits = logits[place : place + 1]
+    return done

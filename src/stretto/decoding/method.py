@@ -6,7 +6,8 @@ for all its requests at once, so that drafters run batched. What it needs and pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -49,6 +50,17 @@ class Load:
     context: int = 0
     """Cached positions of all its requests."""
 
+    @classmethod
+    def by_model(cls, grants: Iterable[tuple[Request, int]]) -> dict[str, Load]:
+        """Return what the passes of these requests, each with the rows that it won, hold; nothing for other models."""
+        found = defaultdict[str, Load](cls)
+        for request, rows in grants:
+            load = found[request.model]
+            load.requests += 1
+            load.rows += min(rows, request.pending)
+            load.context += request.filled
+        return found
+
 
 class Services(Protocol):
     """What the engine does for methods and drafters within a step."""
@@ -56,6 +68,8 @@ class Services(Protocol):
     models: dict[str, Model]
     load: dict[str, Load]
     """By model, of the step at hand."""
+    steps: int
+    """Number of the step at hand."""
 
     def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
         """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.
@@ -135,4 +149,8 @@ class DecodingMethod(Protocol):
 
     def end(self, request: Request) -> None:
         """Forget the request: it finished, failed or was aborted."""
+        ...
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Return what it keeps beyond requests: by store its sizes and limits, as plain data."""
         ...

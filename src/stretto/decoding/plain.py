@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from stretto.core.choose import choose
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Request
-from stretto.decoding.known import choice_error, known_chunk, prompt_logprobs
+from stretto.decoding.known import commit_known, known_chunk
 from stretto.decoding.method import Facts, Services
 
 
@@ -32,33 +31,14 @@ class Plain:
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Choose at the last row of every request whose known tokens are all computed."""
-        done: list[Committed] = []
-        choosing: list[Committed] = []
-        places: list[int] = []
-        for request, chunk, output in zip(requests, chunks, outputs, strict=True):
-            stop = chunk.index[-1] + 1
-            committed = Committed(request, filled=stop)
-            done.append(committed)
-            if request.params.prompt_logprobs is not None:
-                committed.prompt_logprobs = prompt_logprobs(request, chunk, output)
-            if stop == len(request.tokens):
-                choosing.append(committed)
-                places.append(output.row(len(chunk.tokens) - 1))
-        if choosing:
-            logits = outputs[0].logits
-            chosen = choose(logits, [c.request.state for c in choosing], rows=places)
-            for place, committed, token in zip(places, choosing, chosen, strict=True):
-                if token < 0:
-                    committed.error = choice_error(token)
-                    continue
-                committed.tokens = (token,)
-                committed.finish = committed.request.state.ends(token)
-                if committed.request.params.logprobs is not None:
-                    committed.logits = logits[place : place + 1]
-        return done
+        return commit_known(requests, chunks, outputs)
 
     def preempted(self, request: Request) -> None:
         """Nothing is remembered."""
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Nothing outlives a request."""
+        return {}

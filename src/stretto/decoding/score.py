@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stretto.core.chunk import ALL_ROWS, Chunk, Output
 from stretto.core.request import Committed, Request
@@ -48,3 +48,7 @@ class Score:
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""
+
+    def stores(self) -> Mapping[str, Mapping[str, int]]:
+        """Nothing outlives a request."""
+        return {}

@@ -57,7 +57,7 @@ class LLM:
         dtype: str = "auto",
         weights: str = "auto",
         device: str = "auto",
-        method: str = "plain",
+        method: str = "auto",
         draft: str | None = None,
         threads: int | None = None,
         cache_tokens: int | None = None,

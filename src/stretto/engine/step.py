@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Delta, Phase, Request
 from stretto.decoding.method import DecodingMethod, Load
+from stretto.engine.asking import check_rows, commits, forget, proposals
 from stretto.engine.pack import pack
 from stretto.engine.scheduler import Grant, Scheduler
 from stretto.kernels import native
 
 log = logging.getLogger("stretto")
+SCRATCH_TAKEN = attrgetter("scratch_taken")
 
 
 class Engine:
@@ -50,7 +53,7 @@ class Engine:
         for method in methods:
             self.add_method(method)
         self.requests: dict[int, Request] = {}
-        self.load: dict[str, Load] = {}
+        self.load = Load.by_model(())
         self.seconds = dict.fromkeys(("schedule", "draft", "pass", "commit", "emit"), 0.0)
         """Wall time since the start, by part of the step."""
         self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._method)
@@ -83,12 +86,7 @@ class Engine:
 
         Raises ``ValueError`` if its method needs more rows at once than a step has.
         """
-        least = self.methods[request.method].facts.rows
-        if least > self.scheduler.max_rows:
-            raise ValueError(
-                f"method {request.method} needs {least} rows at once, the row budget of a step is "
-                f"{self.scheduler.max_rows}: raise max_rows"
-            )
+        check_rows(self.methods[request.method], self.scheduler.max_rows)
         request.order = self._arrivals
         self._arrivals += 1
         if not request.tokens:
@@ -231,29 +229,19 @@ class Engine:
         self.seconds[part] += now - began
         return now
 
-    def _loads(self, grants: Sequence[Grant]) -> dict[str, Load]:
-        """Return by model what its pass holds beside drafts."""
-        loads = {name: Load() for name in self.models}
-        for request, rows in grants:
-            load = loads[request.model]
-            load.requests += 1
-            load.rows += min(rows, request.pending)
-            load.context += request.filled
-        return loads
-
     def _run(self, grants: Sequence[Grant]) -> list[Committed]:
         """Let the methods propose, make the passes, let them commit."""
         if not grants:
             return []
         clock = time.perf_counter()
-        self.load = self._loads(grants)
+        self.load = Load.by_model(grants)
         groups: dict[tuple[str, str], list[Grant]] = {}
         for grant in grants:
             groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
         requests: list[Request] = []
         chunks: list[Chunk] = []
         for (name, _), group in groups.items():
-            propose = partial(_propose, self.methods[name])
+            propose = partial(proposals, self.methods[name])
             for request, chunk in self._each([g.request for g in group], [g.rows for g in group], propose):
                 requests.append(request)
                 chunks.append(chunk)
@@ -269,7 +257,7 @@ class Engine:
             by_method.setdefault((request.method, id(output.logits)), []).append((request, output))
         done: list[Committed] = []
         for (name, _), pairs in by_method.items():
-            commit = partial(_commit, self.methods[name])
+            commit = partial(commits, self.methods[name])
             done += self._each([request for request, _ in pairs], [output for _, output in pairs], commit)
         self._spend("commit", clock)
         return done
@@ -283,12 +271,12 @@ class Engine:
         """Call once for all; if that raises, for each alone, ending those whose own call raises."""
         if not requests:
             return []
-        taken = {name: cache.scratch_taken for name, cache in self.caches.items()}
+        taken = list(map(SCRATCH_TAKEN, self.caches.values()))
         try:
             return call(requests, values)
         except Exception as error:
-            for name, cache in self.caches.items():
-                cache.reset_scratch(taken[name])
+            for cache, before in zip(self.caches.values(), taken, strict=True):
+                cache.reset_scratch(before)
             if len(requests) == 1:
                 self._fail(requests[0], error)
                 return []
@@ -369,21 +357,6 @@ class Engine:
         request.finish, request.error = finish, error
         request.stats.finished = time.monotonic()
         self.scheduler.remove(request)
-        try:
-            self.methods[request.method].end(request)
-        except Exception as failure:
-            log.warning("method %s failed to end request %d: %r", request.method, request.id, failure)
-        request.memory.clear()
+        forget(self.methods[request.method], request)
         self.requests.pop(request.id, None)
         self._ended.append(Delta(request.id, finish=finish, error=error))
-
-
-def _propose(method: DecodingMethod, requests: list[Request], rows: list[int]) -> list[tuple[Request, Chunk]]:
-    return list(zip(requests, method.propose(requests, rows), strict=True))
-
-
-def _commit(method: DecodingMethod, requests: list[Request], outputs: list[Output]) -> list[Committed]:
-    done = method.commit(requests, [output.chunk for output in outputs], outputs)
-    for committed, output in zip(done, outputs, strict=True):
-        committed.feature = output.chunk.feature
-    return done

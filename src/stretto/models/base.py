@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stretto.core.batch import LaneSpec, LaneStorage
+from stretto.core.batch import LaneSpec, LaneStorage, PassPrice
 from stretto.models.spec import ModelSpec
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -15,6 +15,7 @@ class Described:
     """The attributes of ``core.batch.Model``, from a specification."""
 
     own_threads = False
+    price: PassPrice | None = None
 
     def __init__(
         self, spec: ModelSpec, name: str, dtype: torch.dtype, fingerprint: str, lanes: tuple[LaneSpec, ...] | None

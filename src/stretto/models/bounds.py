@@ -8,7 +8,7 @@ from typing import Any
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_WIDTHS = ("hidden_size", "n_embd", "head_dim", "qk_rope_head_dim")
+_WIDTHS = ("hidden_size", "n_embd", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank")
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 _MOST_EXPERTS = 1 << 17

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stretto.models.configuration import Configuration
-from stretto.models.readers import experts, gemma, gpt, llama
+from stretto.models.readers import deepseek, experts, gemma, gpt, llama
 from stretto.models.spec import ModelSpec
 
 
@@ -125,6 +125,7 @@ _ONE_NORM = {"mlp_norm": "layers.{i}.input_layernorm"}
 """Both branches read the same norm."""
 _FUSED_MLP = {name: Stored("layers.{i}.mlp.gate_up_proj", ("gate", "up")) for name in ("gate", "up")}
 _HEADS = ("query", "key", "value")
+_LATENTS, _KEY_VALUE = ("latent", "turned"), ("latent_key", "latent_value")
 _EXPERTS = {f"expert.{name}": f"layers.{{i}}.mlp.experts.{{e}}.{name}_proj" for name in ("gate", "up", "down")}
 _DROPOUT = _words("embd_pdrop embedding_dropout hidden_dropout resid_pdrop residual_dropout classifier_dropout")
 _ROUTING = _words("output_router_logits router_aux_loss_coef router_jitter_noise")
@@ -241,6 +242,22 @@ FAMILIES: dict[str, Family] = {
     "arcee": _kin(llama.read_arcee),
     "nemotron": _kin(llama.read_nemotron),
     "stablelm": _kin(llama.read_stablelm, ignored=_DROPOUT),
+    "deepseek_v2": _kin(
+        deepseek.read_deepseek_v2,
+        _EXPERTS
+        | {
+            "router": "layers.{i}.mlp.gate",
+            **{f"shared_{name}": f"layers.{{i}}.mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")},
+            **{name: Stored("layers.{i}.self_attn.kv_a_proj_with_mqa", _LATENTS) for name in _LATENTS},
+            "latent_norm": "layers.{i}.self_attn.kv_a_layernorm",
+            **{name: Stored("layers.{i}.self_attn.kv_b_proj", _KEY_VALUE, by_head=True) for name in _KEY_VALUE},
+            "query_latent": "layers.{i}.self_attn.q_a_proj",
+            "query_latent_norm": "layers.{i}.self_attn.q_a_layernorm",
+            "latent_query": "layers.{i}.self_attn.q_b_proj",
+        },
+        turns_neighbours=True,
+        ignored=_ROUTING | _words("auto_map aux_loss_alpha seq_aux"),  # its code is never run
+    ),
 }
 
 

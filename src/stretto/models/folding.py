@@ -14,7 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stretto.models.latent import readers_of_row
 from stretto.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+
+_WIDE = (torch.float32, torch.bfloat16)
+"""Precisions whose exponents go as far as fp32's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,18 @@ def sites(spec: ModelSpec) -> Iterator[Site]:
 
 def _layer_sites(layer: LayerSpec, prefix: str) -> Iterator[Site]:
     if layer.norm:
-        heads = tuple(f"{prefix}{name}.weight" for name in ("query", "key", "value"))
+        heads = tuple(f"{prefix}{name}.weight" for name in readers_of_row(layer.attention))
         yield Site(f"{prefix}attention_norm", heads, layer.norm.offset)
+    if (latent := layer.attention.latent) is not None:
+        parts = tuple(f"{prefix}latent_{name}.weight" for name in ("key", "value"))
+        yield Site(f"{prefix}latent_norm", parts, latent.norm.offset)
+        if latent.query_size is not None:
+            yield Site(f"{prefix}query_latent_norm", (f"{prefix}latent_query.weight",), latent.norm.offset)
     mlp, blocks, router = layer.mlp, [prefix], []
     if isinstance(mlp, ExpertsSpec):
         blocks, router = [f"{prefix}experts.{number}." for number in range(mlp.count)], [f"{prefix}router.weight"]
+        if mlp.shared:
+            blocks.append(f"{prefix}shared_")
         mlp = mlp.expert
     inner = [f"{block}{name}.weight" for block in blocks for name in (["gate", "up"] if mlp.gated else ["up"])]
     if layer.norm:
@@ -66,26 +77,40 @@ class Folding:
         self._found: dict[str, Tensor] = {}
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the parameter ``name``, given as the checkpoint has it, with its factors; fp32 where there are any."""
+        """Return the parameter ``name``, given as the checkpoint has it, with its factors.
+
+        Matrices keep a precision that holds powers of two times as much; others become fp32 where there are factors.
+        """
         if name in self._readers:
-            factors = self._factors(self._readers[name])
+            factors = self._factors(self._readers[name], name, tensor)
             if (factors != 1).any():
-                tensor = tensor.float() * factors
+                tensor = tensor * factors.to(tensor.dtype) if tensor.dtype in _WIDE else tensor.float() * factors
         if name in self._sources:
             site = self._sources[name]
-            factors = self._factors(site)
+            factors = self._factors(site, name, tensor)
             if (factors != 1).any():
                 offset = site.offset if name.endswith(".weight") else 0.0
                 divisors = factors if tensor.ndim == 1 else factors[:, None]
-                tensor = (tensor.float() + offset) / divisors - offset
+                if tensor.ndim > 1 and tensor.dtype in _WIDE:
+                    tensor = tensor / divisors.to(tensor.dtype)
+                else:
+                    tensor = (tensor.float() + offset) / divisors - offset
         return tensor
 
-    def _factors(self, site: Site) -> Tensor:
-        """Return the factors of ``site``, fp32 powers of two of at least 1, one for each channel."""
+    def _factors(self, site: Site, held: str, tensor: Tensor) -> Tensor:
+        """Return the factors of ``site``, fp32 powers of two of at least 1, one for each channel.
+
+        ``tensor`` is the parameter ``held`` as the checkpoint has it, which is not read again.
+        """
+
+        def raw(name: str) -> Tensor:
+            return tensor if name == held else self._read(name)
+
         if site.source not in self._found:
-            source = self._read(f"{site.source}.weight")
+            source = raw(f"{site.source}.weight")
             loud = (source.float() + site.offset).abs() if source.ndim == 1 else _peaks(source, 1).float()
-            quiet = torch.stack([_peaks(self._read(name), 0).float() for name in site.readers]).amax(0)
+            del source
+            quiet = torch.stack([_peaks(raw(name), 0).float() for name in site.readers]).amax(0)
             room = torch.minimum(loud / loud.median(), quiet.median() / quiet)
             room = torch.where(room.isfinite(), room, 1.0).clamp(1, 2.0**20)
             exponents = torch.frexp(room).exponent - 1  # exact on every machine, which a logarithm is not

@@ -16,11 +16,8 @@ from stretto.models.parameters import parameter_shapes
 from stretto.models.spec import ModelSpec
 from stretto.weights.formats import FORMATS, WeightFormat
 
-ENCODING = {"int8": 3.2, "int4": 1.8}
-"""Bytes for each weight of the largest matrix that encoding holds at its peak, by layout, as measured
-(``benchmarks/memory.py``)."""
-PACKING = 1.045
-"""What the arena takes for a byte of weights, as measured."""
+BESIDE = 10 << 20
+"""What else loading takes: holes between small tensors, the program itself, as measured (``benchmarks/memory.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,7 @@ class Footprint:
     weights: int
     """Resident: packed matrices with their scales, tables of lookups, vectors."""
     peak: int
-    """Most while loading: the weights, and what encoding the largest matrix takes."""
+    """Most while loading: the weights, and what reading and encoding a matrix takes."""
     cache_per_token: int
     read_per_token: int
     """Weights that a pass of one row reads."""
@@ -55,11 +52,30 @@ def footprint(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: tor
         else 4 * math.prod(shape)
         for name, shape in shapes.items()
     )
-    largest = max(math.prod(shape) for shape in (embed, *shapes.values()))
+    for attention in (layer.attention for layer in spec.layers):
+        if attention.latent is not None:  # zeros, behind which keys and values are written
+            read += _packed((attention.heads * attention.head_size, attention.latent.size), form)
+    largest = max(math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != "positions")
     cache = sum(lane.bytes_per_token() for lane in default_lanes(spec, DTYPES[dtype]))
     kept = read + table
-    peak = kept + largest * ENCODING[form.layout] if form.quantized else kept * PACKING
-    return Footprint(kept, int(peak), cache, read)
+    each = _passing(form, own)
+    head_first = table + int(each * math.prod(embed)) + (0 if form.quantized else _packed(embed, form))
+    peak = max(kept + int(each * largest), head_first) + BESIDE
+    return Footprint(kept, peak, cache, read)
+
+
+def _passing(form: WeightFormat, own: WeightFormat) -> float:
+    """Return the bytes for each weight of a matrix that are held while it is read and encoded, beside what stays.
+
+    Folding reads a matrix and the one whose factors it takes, or a copy with factors; other formats have the numbers as
+    they are stored, and as they are encoded, an int4 in a byte.
+    """
+    stored = own.bits / 8
+    if form.folds:
+        return 2 * stored
+    if form.quantized:
+        return stored + 1
+    return stored if form.layout == own.layout else stored + form.bits / 8
 
 
 def check_room(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: torch.dtype, name: str) -> None:

@@ -74,13 +74,61 @@ Turn = tuple[Tensor, Tensor]
 """Cosine and sine, fp32 [rows, 1, pairs]."""
 
 
+class Projection:
+    """Query, key and value as products of the row."""
+
+    def __init__(self, spec: AttentionSpec, weights: Weights, prefix: str) -> None:
+        self._spec = spec
+        self._ops = weights.ops
+        self._input = weights.packed(prefix, ("query", "key", "value"), spec.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the heads of query, key and value, [rows, heads + 2 * kv_heads, head_size]."""
+        size = self._spec.head_size
+        fused = self._ops.linear(x, self._input)[:, : (self._spec.heads + 2 * self._spec.kv_heads) * size]
+        return fused.view(x.shape[0], -1, size)
+
+
+class Latent:
+    """Query, key and value by way of latents (``LatentSpec``)."""
+
+    def __init__(self, spec: AttentionSpec, weights: Weights, prefix: str) -> None:
+        assert spec.latent is not None
+        self._spec, self._latent = spec, spec.latent
+        self._ops = weights.ops
+        self._query_norm: Norm | None = None
+        if spec.latent.query_size is None:
+            self._query = weights.packed(prefix, ("query",), False)
+        else:
+            self._query_latent = weights.packed(prefix, ("query_latent",), spec.bias)
+            self._query_norm = weights.norm(f"{prefix}query_latent_norm", spec.latent.norm)
+            self._query = weights.packed(prefix, ("latent_query",), False)
+        self._shared = weights.packed(prefix, ("latent", "turned"), spec.bias)
+        self._norm = weights.norm(f"{prefix}latent_norm", spec.latent.norm)
+        self._heads = weights.packed(prefix, ("latent_key", "latent_value"), False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the heads of query, key and value, [rows, 3 * heads, head_size]."""
+        spec, latent, linear = self._spec, self._latent, self._ops.linear
+        wide = spec.heads * spec.head_size
+        shared = linear(x, self._shared)
+        both = linear(self._norm(shared[:, : latent.size]), self._heads)[:, : 2 * wide]
+        if self._query_norm is not None:
+            x = self._query_norm(linear(x, self._query_latent)[:, : latent.query_size])
+        heads = torch.cat((linear(x, self._query)[:, :wide], both), -1).view(len(x), -1, spec.head_size)
+        heads[:, spec.heads : 2 * spec.heads, : spec.turned] = shared[:, None, latent.size : latent.size + spec.turned]
+        return heads
+
+
 class Attention:
     """Projections, head norms and rope around an attention that knows where keys and values lie."""
 
     def __init__(self, spec: AttentionSpec, weights: Weights, prefix: str) -> None:
         self.spec = spec
         self._ops = weights.ops
-        self._input = weights.packed(prefix, ("query", "key", "value"), spec.bias)
+        self._project: Callable[[Tensor], Tensor]
+        """From normed rows to heads of query, key and value, [rows, heads + 2 * kv_heads, head_size]."""
+        self._project = Projection(spec, weights, prefix) if spec.latent is None else Latent(spec, weights, prefix)
         self._output = weights.packed(prefix, ("output",), spec.output_bias, sharded=True)
         self._norms: list[Norm] = []
         """Of query and key."""
@@ -91,8 +139,7 @@ class Attention:
         """Return the branch's result [rows, width] for the normed rows ``x``."""
         spec = self.spec
         turned = spec.heads + spec.kv_heads
-        fused = self._ops.linear(x, self._input)[:, : (turned + spec.kv_heads) * spec.head_size]
-        heads = fused.view(x.shape[0], -1, spec.head_size)
+        heads = self._project(x)
         both, value = heads[:, :turned], heads[:, turned:]
         if not spec.norm_behind_rope:
             both = self._normed(both)
@@ -145,12 +192,14 @@ class Experts:
         self._experts: list[Callable[[Tensor], Tensor]] = [
             Mlp(spec.expert, weights, f"{prefix}experts.{number}.") for number in range(spec.count)
         ]
+        self._shared = Mlp(spec.shared, weights, f"{prefix}shared_") if spec.shared else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the weighted sum [rows, width] of the experts that each normed row of ``x`` chose."""
         logits = self._ops.linear(x, self._router)[:, : self._spec.count]
         ids, shares = self._ops.choose_experts(logits, self._spec.chosen, self._spec.normalised)
-        return self._ops.mixture(x, ids, shares, self._experts)
+        mixed = self._ops.mixture(x, ids, shares, self._experts)
+        return mixed if self._shared is None else mixed + self._shared(x)
 
 
 class Branch(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stretto.cache.memory import give_back
 from stretto.kernels.linear import SHARDS, round_up
 from stretto.kernels.quantized import Quantized
 from stretto.models.parameters import parameter_shapes
@@ -74,10 +75,15 @@ class Lowering:
         self._shapes = parameter_shapes(spec)
         self._shapes["head"] = self._shapes["embed"]
         self.fused, self._attended, self._inner, self._branch, self._routes, self._part, self._total = self._buffers()
+        self._latent, self._turned, self._query_latent = self._latent_buffers()
+        self._spreads: dict[tuple[int, int, int], Any] = {}
         ropes = dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope)
         self._ropes = {rope: self._rope(rope) for rope in ropes if rope}
         self.head = self._embed()
-        self.layers = [self._layer(number, layer, *places[number]) for number, layer in enumerate(spec.layers)]
+        self.layers: list[LayerOps] = []
+        for number, layer in enumerate(spec.layers):
+            self.layers.append(self._layer(number, layer, *places[number]))
+            give_back()
         self._logits()
 
     def _rope(self, rope: RopeSpec) -> int:
@@ -87,7 +93,7 @@ class Lowering:
     def _buffers(self) -> tuple[int, ...]:
         attentions = [layer.attention for layer in self._spec.layers]
         experts = [layer.mlp for layer in self._spec.layers if isinstance(layer.mlp, ExpertsSpec)]
-        mlps = [layer.mlp.expert if isinstance(layer.mlp, ExpertsSpec) else layer.mlp for layer in self._spec.layers]
+        mlps = [mlp for layer in self._spec.layers for mlp in _blocks(layer)]
         width = self._spec.width
         assert self.program.buffer(width) == HIDDEN
         sizes = (
@@ -98,6 +104,19 @@ class Lowering:
             max((mixture.count for mixture in experts), default=1),
             width if experts else 1,
             width if experts else 1,
+        )
+        return tuple(self.program.buffer(size) for size in sizes)
+
+    def _latent_buffers(self) -> tuple[int, ...]:
+        """Return the buffers of the latent, of the entries that rope turns, and of the query's latent."""
+        attentions = [layer.attention for layer in self._spec.layers if layer.attention.latent]
+        latents = [each.latent for each in attentions if each.latent]
+        if not latents:
+            return -1, -1, -1
+        sizes = (
+            max(_padded(each.size) for each in latents),
+            max(_padded(each.turned) for each in attentions),
+            max(_padded(each.query_size or 1) for each in latents),
         )
         return tuple(self.program.buffer(size) for size in sizes)
 
@@ -122,12 +141,12 @@ class Lowering:
         kind = 1 if norm.kind == "rms" else 2
         return kind, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), len(weight), norm.eps
 
-    def _fuse(self, names: Iterable[str], *, bias: bool = False, sharded: bool = False) -> Fused:
-        """Pack matrices (names without ``.weight``) side by side, each read once."""
+    def _fuse(self, names: Iterable[str], *, bias: bool = False, sharded: bool = False, behind: int = 0) -> Fused:
+        """Pack matrices (names without ``.weight``) side by side, each read once, behind ``behind`` outputs of zero."""
         names = list(names)
         stored = [name if name in ("head", "embed") else f"{name}.weight" for name in names]
         sizes = [self._shapes[name][0] for name in stored]
-        starts = list(accumulate((_padded(size) for size in sizes), initial=0))
+        starts = list(accumulate((_padded(size) for size in sizes), initial=behind))
         fused, reading = None, 0
         for name, tensor, outputs, start in zip(names, stored, sizes, starts, strict=False):
             layout, activations, *parts = self._words(self._tensor(tensor))
@@ -198,11 +217,21 @@ class Lowering:
         program, mlp, width = self.program, layer.mlp, self._spec.width
         norm = self._norm(f"{prefix}mlp_norm", layer.norm)
         if isinstance(mlp, ExpertsSpec):
-            self._mixture(mlp, prefix, norm, out)
+            if mlp.shared is None:
+                self._mixture(mlp, prefix, norm, out, out == HIDDEN)
+                return
+            self._block(mlp.shared, f"{prefix}shared_", norm, self._branch)
+            self._mixture(mlp, prefix, norm, self._branch, True)
+            if out == HIDDEN:
+                program.add_normed(NO_NORM, self._branch, HIDDEN, width)
             return
+        self._block(mlp, prefix, norm, out)
+
+    def _block(self, mlp: MlpSpec, prefix: str, norm: NormWords, out: int) -> None:
+        program = self.program
         into = self._fuse(_inputs(mlp, prefix), bias=mlp.bias)
         down = self._fuse([f"{prefix}down"], bias=mlp.bias, sharded=True)
-        program.prepare(norm, HIDDEN, width, into.activations)
+        program.prepare(norm, HIDDEN, self._spec.width, into.activations)
         program.multiply(into.matrix, self._inner, False)
         gate, up = _gate_and_up(mlp, into)
         program.activate(FUNCTIONS[mlp.activation], self._inner, gate, up, mlp.width, down.activations)
@@ -211,15 +240,14 @@ class Lowering:
     def _attention(self, layer: LayerSpec, prefix: str, lane: int, place: int) -> int:
         """Add a layer's first branch; return the number of the op that reads the cache."""
         program, spec, width = self.program, layer.attention, self._spec.width
-        into = self._fuse((f"{prefix}{name}" for name in ("query", "key", "value")), bias=spec.bias)
+        norm = self._norm(f"{prefix}attention_norm", layer.norm)
+        project = self._latents if spec.latent else self._heads
+        query, key, value = project(spec, prefix, norm)
         output = self._fuse([f"{prefix}output"], bias=spec.output_bias, sharded=True)
-        program.prepare(self._norm(f"{prefix}attention_norm", layer.norm), HIDDEN, width, into.activations)
-        program.multiply(into.matrix, self.fused, False)
         norms = [NO_NORM, NO_NORM]
         if spec.head_norm is not None:
             norms = [self._norm(f"{prefix}{name}_norm", spec.head_norm) for name in ("query", "key")]
         rope = -1 if spec.rope is None else self._ropes[spec.rope]
-        query, key, value, _ = into.columns
         together = spec.norm_span == "all"
         program.heads(
             self.fused, query, key, value, spec.heads, *norms, together, spec.norm_behind_rope, rope, lane, place
@@ -233,7 +261,55 @@ class Lowering:
             program.add_normed(self._norm(f"{prefix}attention_after", layer.after), out, HIDDEN, width)
         return int(attend)
 
-    def _mixture(self, mixture: ExpertsSpec, prefix: str, norm: NormWords, out: int) -> None:
+    def _heads(self, spec: AttentionSpec, prefix: str, norm: NormWords) -> tuple[int, ...]:
+        """Add the products that give query, key and value; return their columns."""
+        into = self._fuse((f"{prefix}{name}" for name in ("query", "key", "value")), bias=spec.bias)
+        self.program.prepare(norm, HIDDEN, self._spec.width, into.activations)
+        self.program.multiply(into.matrix, self.fused, False)
+        return into.columns[:3]
+
+    def _latents(self, spec: AttentionSpec, prefix: str, norm: NormWords) -> tuple[int, ...]:
+        """Add the products by way of latents that give query, key and value; return their columns.
+
+        A product writes from the first column on. So keys and values come first, behind zeros; the entries that rope
+        turns are added to every key by a matrix of ones and zeros, in fp32, and the query to the zeros.
+        """
+        program, width, latent = self.program, self._spec.width, spec.latent
+        assert latent is not None
+        wide = _padded(spec.heads * spec.head_size)
+        shared = [self._fuse([f"{prefix}{name}"], bias=spec.bias) for name in ("latent", "turned")]
+        heads = self._fuse([f"{prefix}latent_key", f"{prefix}latent_value"], behind=wide)
+        source, size, query_norm = HIDDEN, width, norm
+        program.prepare(norm, HIDDEN, width, shared[0].activations)
+        for each, buffer in zip(shared, (self._latent, self._turned), strict=True):
+            program.multiply(each.matrix, buffer, False)
+        if latent.query_size is None:
+            query = self._fuse([f"{prefix}query"])
+        else:
+            into = self._fuse([f"{prefix}query_latent"], bias=spec.bias)
+            program.multiply(into.matrix, self._query_latent, False)
+            query = self._fuse([f"{prefix}latent_query"])
+            source, size = self._query_latent, latent.query_size
+            query_norm = self._norm(f"{prefix}query_latent_norm", latent.norm)
+        program.prepare(self._norm(f"{prefix}latent_norm", latent.norm), self._latent, latent.size, heads.activations)
+        program.multiply(heads.matrix, self.fused, False)
+        program.prepare(NO_NORM, self._turned, spec.turned, ACTIVATIONS["fp32"])
+        program.multiply(self._spread(spec), self.fused, True)
+        program.prepare(query_norm, source, size, query.activations)
+        program.multiply(query.matrix, self.fused, True)
+        return 0, *heads.columns[:2]
+
+    def _spread(self, spec: AttentionSpec) -> Any:
+        """Return the matrix that lays the turned entries at the beginning of every key; layers share it."""
+        key = (spec.heads, spec.head_size, spec.turned)
+        if key not in self._spreads:
+            ones = torch.eye(spec.head_size, spec.turned).repeat(spec.heads, 1)
+            before, fp32 = _padded(len(ones)) // PANEL, LAYOUTS["fp32"]
+            self._spreads[key] = self.program.matrix(fp32, ACTIVATIONS["fp32"], 2 * before, spec.turned, 1)
+            self.program.fill(self._spreads[key], before, len(ones), ones.data_ptr(), 0, 0, 0)
+        return self._spreads[key]
+
+    def _mixture(self, mixture: ExpertsSpec, prefix: str, norm: NormWords, out: int, adds: bool) -> None:
         program, mlp, width = self.program, mixture.expert, self._spec.width
         router = self._fuse([f"{prefix}router"])
         inputs, outputs = [], []
@@ -254,7 +330,7 @@ class Lowering:
             width,
             mlp.width,
             [self._routes, self._inner, self._part, self._total, out],
-            out == HIDDEN,
+            adds,
         )
 
     def _logits(self) -> None:
@@ -265,6 +341,13 @@ class Lowering:
 
 def _padded(size: int) -> int:
     return round_up(size, PANEL)
+
+
+def _blocks(layer: LayerSpec) -> list[MlpSpec]:
+    """Return the feed-forward blocks of a layer, one for all experts."""
+    if isinstance(layer.mlp, MlpSpec):
+        return [layer.mlp]
+    return [layer.mlp.expert, *([layer.mlp.shared] if layer.mlp.shared else [])]
 
 
 def _parts(attention: AttentionSpec) -> tuple[int, int, int]:

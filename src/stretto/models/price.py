@@ -5,7 +5,7 @@ row with the context that it sees:
 
     ms = by_rows(rows) + by_context * (cached positions read) + by_pair * (rows x positions that they see)
 
-``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from six passes at load and
+``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from eight passes at load and
 refined by every pass that runs.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-KNOTS = (1, 8, 32, 128)
+KNOTS = (1, 4, 8, 16, 32, 128)
 """Numbers of rows at which a pass is timed; behind the last the price goes on in proportion to the rows."""
 
 CONTEXT = 512
@@ -31,7 +31,8 @@ class Price:
     """What passes of one model cost on this machine. Decides how much to draft, never what is chosen."""
 
     def __init__(self, timer: Timer) -> None:
-        """Fit from six passes: 1, 8, 32 and 128 rows behind nothing, 1 and 8 rows behind 512 positions."""
+        """Fit from eight passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
+        self._seen = 0
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
         for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper
             self._by_rows[number] = max(self._by_rows[number], self._by_rows[number - 1])
@@ -52,10 +53,16 @@ class Price:
     def observe(self, rows: int, context: int, pairs: int, ms: float) -> None:
         """Learn from a pass that took ``ms``; one that was held up counts as twice its price at most.
 
-        What makes up most of the price moves most.
+        Half of the surprise is the machine's (memory in another mode, other processes) and moves every price alike; of
+        the other half, what makes up most of this price moves most.
         """
         expected = self.ms(rows, context, pairs)
-        step = PACE * (min(ms / expected, 2.0) - 1.0) / expected
+        surprise = min(ms / expected, 2.0) - 1.0
+        self._seen += 1
+        common = 1.0 + max(0.5 * PACE, 1.0 / (3 + self._seen)) * surprise  # the first passes correct what load measured
+        for number in range(len(KNOTS)):
+            self._by_rows[number] *= common
+        step = 0.5 * PACE * surprise / expected
         for number, weight in _weights(rows):
             self._by_rows[number] *= 1.0 + step * weight * self._by_rows[number]
         self._by_context *= 1.0 + step * self._by_context * context

@@ -37,7 +37,9 @@ def quantize(model: str | Path, folder: Path, weights: str, progress: Progress |
         "dtype": dtype_name(source.own()),
     }
     source.parameters.progress = progress
-    write_folder(folder, source.checkpoint, source.parameters.items(), facts)
-    if isinstance(source.checkpoint, GgufCheckpoint) and (tokenizer := load_gguf_tokenizer(source.checkpoint.folder)):
-        tokenizer.save(folder)
+    tokenizer = None
+    if isinstance(source.checkpoint, GgufCheckpoint):
+        tokenizer = load_gguf_tokenizer(source.checkpoint.folder)
+    files = {} if tokenizer is None else tokenizer.files()
+    write_folder(folder, source.checkpoint, source.parameters.items(), facts, files)
     return source.parameters.summary()

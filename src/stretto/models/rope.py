@@ -27,7 +27,7 @@ def read_rope(
 
     Raises ``ValueError`` naming what is not implemented or contradicts itself.
     """
-    rope = _described(config, kind)
+    rope = described_rope(config, kind)
     if partial is None:
         for place in (config, rope):
             place.only("partial_rotary_factor", 1.0)
@@ -79,7 +79,7 @@ def read_ropes(
     )
 
 
-def _described(config: Configuration, kind: str | None = None) -> Configuration:
+def described_rope(config: Configuration, kind: str | None = None) -> Configuration:
     """Return the object that describes the rope, with ``type`` spelled ``rope_type``; empty where there is none."""
     found: dict[str, object] = {}
     place = config.place

@@ -15,7 +15,8 @@ from torch import Tensor
 from stretto.kernels.quantized import Quantized
 from stretto.models.families import Family, Stored
 from stretto.models.folding import Folding
-from stretto.models.parameters import parameter_shapes
+from stretto.models.latent import place
+from stretto.models.parameters import Shapes, parameter_shapes
 from stretto.models.spec import AttentionSpec, ModelSpec
 from stretto.weights import Checkpoint
 from stretto.weights.formats import FORMATS, WeightFormat, own_format
@@ -88,7 +89,8 @@ class CheckpointParameters(Parameters):
         self._checkpoint = checkpoint
         self._spec = spec
         self._turns_neighbours = family.turns_neighbours
-        self._plan = _plan(checkpoint, family, spec)
+        self._stored_shapes = parameter_shapes(spec, filled=False)
+        self._plan = _plan(checkpoint, family, spec, self._stored_shapes)
         if "head" in self:
             self._plan.setdefault("head", self._plan["embed"])
         self._floats = own_format(own_precision(checkpoint)) if matrices.quantized else matrices
@@ -121,19 +123,25 @@ class CheckpointParameters(Parameters):
         layer, _, stem = name.rpartition(".")[0].rpartition(".")
         if stored.fused:
             tensor = self._part(tensor, stored, layer, stem, name.rpartition(".")[2])
-        if self._turns_neighbours and stem in ("query", "key"):
-            tensor = _halves(tensor, self._spec.layers[int(layer.rpartition(".")[2])].attention)
+        attention = self._attention(name)
+        if attention is not None and attention.latent is not None:
+            return place(stem, tensor, attention, self._turns_neighbours)
+        if attention is not None and self._turns_neighbours and stem in ("query", "key"):
+            tensor = _halves(tensor, attention)
         return tensor
+
+    def _attention(self, name: str) -> AttentionSpec | None:
+        """Return the attention of the layer that a parameter belongs to, if it belongs to one."""
+        number = name.split(".")[1] if name.startswith("layers.") else None
+        return None if number is None else self._spec.layers[int(number)].attention
 
     def _part(self, tensor: Tensor, stored: Stored, layer: str, stem: str, kind: str) -> Tensor:
         """Return the outputs of ``stem`` among those of the parameters that share its tensor."""
-        place = stored.fused.index(stem)
-        sizes = [self._shapes[f"{layer}.{part}.{kind}"][0] for part in stored.fused]
-        if not stored.by_head:
-            return tensor[sum(sizes[:place]) : sum(sizes[: place + 1])]
-        heads = self._spec.layers[int(layer.rpartition(".")[2])].attention.heads
-        parts = tensor.view(heads, len(sizes), -1, *tensor.shape[1:])
-        return parts[:, place].reshape(-1, *tensor.shape[1:])
+        number = stored.fused.index(stem)
+        sizes = [self._stored_shapes[f"{layer}.{part}.{kind}"][0] for part in stored.fused]
+        heads = self._spec.layers[int(layer.rpartition(".")[2])].attention.heads if stored.by_head else 1
+        start, stop = sum(sizes[:number]) // heads, sum(sizes[: number + 1]) // heads
+        return tensor.view(heads, sum(sizes) // heads, *tensor.shape[1:])[:, start:stop].flatten(0, 1)
 
 
 def _halves(tensor: Tensor, attention: AttentionSpec) -> Tensor:
@@ -179,11 +187,10 @@ class QuantizedParameters(Parameters):
         return read_matrix(self._checkpoint, name, self._shapes[name][1], form)
 
 
-def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> dict[str, Stored]:
+def _plan(checkpoint: Checkpoint, family: Family, spec: ModelSpec, shapes: Shapes) -> dict[str, Stored]:
     """Return where each parameter lies, having checked that the checkpoint holds these in their shapes and no more."""
     names = checkpoint.names()
     root = family.root if any(name.startswith(family.root) for name in names) else ""
-    shapes = parameter_shapes(spec)
     plan = {ours: family.stored(ours) for ours in shapes}
     plan = {ours: one if ours == "head" else replace(one, name=root + one.name) for ours, one in plan.items()}
     needed = {stored.name for stored in plan.values()}

@@ -36,6 +36,24 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): what a position tells the heads is one small vector.
+
+    Keys and values are products of the normed latent, but for the entries of a key that rope turns, which come from the
+    row itself and are the same for all heads. They are cached expanded, as those of ordinary heads.
+    """
+
+    size: int
+    """Entries of the latent."""
+    value_size: int
+    """Entries of a value, which zeros fill up to ``head_size``."""
+    norm: NormSpec
+    """Of the latent, and of the query's."""
+    query_size: int | None = None
+    """Entries of the latent that queries are products of; None: they are products of the row."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """Grouped-query attention: ``heads`` share ``kv_heads`` keys and values of ``head_size`` entries."""
 
@@ -45,7 +63,7 @@ class AttentionSpec:
     scale: float
     rope: RopeSpec | None = None
     bias: bool = False
-    """Biases on query, key and value."""
+    """Biases on query, key and value, or on the products that give latents."""
     output_bias: bool = False
     head_norm: NormSpec | None = None
     """Norm of query and of key, before rope (Qwen3)."""
@@ -57,6 +75,12 @@ class AttentionSpec:
     """A row sees itself and the window - 1 positions before it."""
     softcap: float | None = None
     """Scores become cap * tanh(score / cap) (Gemma 2)."""
+    latent: LatentSpec | None = None
+
+    @property
+    def turned(self) -> int:
+        """How many entries of a head rope turns."""
+        return 0 if self.rope is None else 2 * len(self.rope.inverse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +102,8 @@ class ExpertsSpec:
     expert: MlpSpec
     normalised: bool = True
     """Whether the chosen weights are divided by their sum."""
+    shared: MlpSpec | None = None
+    """A block that every row goes through besides, its output added (DeepSeek-V2's shared experts, side by side)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +152,11 @@ per layer ``layers.{i}.``:
   attention_norm.*, mlp_norm.*, attention_after.*, mlp_after.*        weight, bias [width], where there is such a norm
   query, key, value, output                                            .weight, .bias
   query_norm.weight, key_norm.weight                                   [head_size], or that of all heads together
+  latent [latent, width], turned [turned entries, width], latent_key and latent_value [heads * head_size, latent],
+    query_latent, latent_query                                         where heads read latents (``LatentSpec``);
+    heads begin with the entries that rope turns, which are zeros in latent_key, and values end with zeros
+  latent_norm.weight, query_latent_norm.weight                         [latent]
   gate, up, down                                                       .weight, .bias
   router.weight [experts, width]; experts.{e}.gate|up|down             .weight
+  shared_gate, shared_up, shared_down                                  .weight
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 from stretto.kernels.quantized import Quantized
 from stretto.models.families import Family
 from stretto.models.gguf import GgufCheckpoint
+from stretto.models.latent import fills_up
 from stretto.models.sources import CheckpointParameters, own_precision
 from stretto.models.spec import ModelSpec
 from stretto.tokens.gguf_header import find_gguf
@@ -57,7 +58,9 @@ class StoredParameters(CheckpointParameters):
         """Return the format of a matrix that keeps its numbers; None if it is kept in floating point."""
         stored = self._plan[name]
         looked_up = name in _LOOKED_UP or name.endswith("router.weight")
-        if stored.name not in self._stored.keeps or stored.transposed or looked_up:
+        attention = self._attention(name)
+        filled = attention is not None and fills_up(name.split(".")[-2], attention)
+        if stored.name not in self._stored.keeps or stored.transposed or looked_up or filled:
             return None
         return FORMATS[self._stored.readable[stored.name]]
 

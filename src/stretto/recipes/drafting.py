@@ -58,7 +58,7 @@ def _layers(aboard: Aboard, method: str, least: int) -> int:
 DRAFTING = (
     Recipe(
         "draft-model",
-        alone("draft-model", lambda aboard: ModelDrafter(growth=Run(5)), rows=5),
+        alone("draft-model", lambda aboard: ModelDrafter(growth=Run(5), name="draft-model"), rows=5),
         "draft-model",
         "exact",
         "exact-distribution",

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.plain import Plain
+from stretto.recipes.auto import AUTO
 from stretto.recipes.drafting import DRAFTING
 from stretto.recipes.jacobi import JACOBI
 from stretto.recipes.recipe import Aboard, Recipe
@@ -13,7 +14,7 @@ from stretto.recipes.retrieval import RETRIEVAL
 
 PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, *DRAFTING, *RETRIEVAL, *JACOBI)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *DRAFTING, *RETRIEVAL, *JACOBI)}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -27,20 +28,23 @@ def find_recipe(name: str) -> Recipe:
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
     """Return a new method of that name. Raises ``ValueError`` for an unknown name and for what is not aboard."""
     recipe, aboard = find_recipe(name), aboard or Aboard()
-    things = aboard.things()
-    missing = recipe.needs - things - recipe.brings.keys()
-    if missing:
-        told = f"method={name!r} needs {', '.join(sorted(missing))}, which is not aboard"
-        raise ValueError(f"{told}{_remedy(missing, things)}")
+    if lacking := missing(recipe, aboard):
+        told = f"method={name!r} needs {', '.join(sorted(lacking))}, which is not aboard"
+        raise ValueError(f"{told}{_remedy(lacking, aboard.things())}")
     return recipe.build(aboard)
 
 
-def _remedy(missing: frozenset[str], things: frozenset[str]) -> str:
-    if "draft" in missing and "foreign-draft" in things:
+def missing(recipe: Recipe, aboard: Aboard) -> frozenset[str]:
+    """Return what the method needs that is neither aboard nor comes with it."""
+    return recipe.needs - aboard.things() - recipe.brings.keys()
+
+
+def _remedy(lacking: frozenset[str], things: frozenset[str]) -> str:
+    if "draft" in lacking and "foreign-draft" in things:
         return ": the draft that is aboard has another vocabulary than the target; use method='slem'"
-    if "foreign-draft" in missing and "draft" in things:
+    if "foreign-draft" in lacking and "draft" in things:
         return ": the draft that is aboard has the target's own vocabulary; use method='draft-model'"
-    return ": name a draft model with draft=PATH (--draft PATH)" if missing & {"draft", "foreign-draft"} else ""
+    return ": name a draft model with draft=PATH (--draft PATH)" if lacking & {"draft", "foreign-draft"} else ""
 
 
 def methods_page() -> str:
@@ -49,7 +53,7 @@ def methods_page() -> str:
         "# Methods",
         "",
         "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises,",
-        "relative to plain decoding of the same weights on the same backend; *claim* is what the paper says of itself.",
+        "relative to plain decoding of the same weights on the same backend; *claim* is what the paper says.",
         "",
         "| method | family | fidelity | claim | needs | source |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -73,13 +73,13 @@ class GgufTokenizer:
     templates: dict[str, str]
     """Chat templates by name, the usual one as ``default``."""
 
-    def save(self, folder: Path) -> None:
-        """Write the files that a checkpoint folder has instead."""
-        self.core.save(str(folder / "tokenizer.json"))
+    def files(self) -> dict[str, str]:
+        """Return the files that a checkpoint folder has instead, by name."""
         config: dict[str, Any] = dict(self.special_tokens)
         if self.templates:
             config["chat_template"] = [{"name": name, "template": text} for name, text in self.templates.items()]
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        told = json.dumps(config, indent=1) + "\n"
+        return {"tokenizer.json": self.core.to_str(pretty=True), "tokenizer_config.json": told}
 
 
 def load_gguf_tokenizer(path: Path) -> GgufTokenizer | None:

@@ -1,7 +1,8 @@
 """An assistant's reply taken apart: its thinking, what it says, and the tools it calls.
 
 Formats read, by their published descriptions: thinking between ``<think>`` and ``</think>`` (also when the template
-has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` (Mistral),
+has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` and
+``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}`` in a list (DeepSeek),
 ``<|python_tag|>{...}`` and, where tools were offered, a reply that is one JSON object with a name and its arguments
 (Llama 3). What looks like a call and is not one stays text.
 """
@@ -9,6 +10,7 @@ has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOO
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +20,33 @@ from stretto.tokens.tokenizer import Tokenizer
 
 _THINK, _UNTHINK = "<think>", "</think>"
 # What opens a call, and what closes it; None: the end of the reply.
-_CALLS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": None, "<|python_tag|>": None}
+_CALLS = {
+    "<tool_call>": "</tool_call>",
+    "[TOOL_CALLS]": None,
+    "<|python_tag|>": None,
+    "<｜tool▁calls▁begin｜>": "<｜tool▁calls▁end｜>",
+}
+# A call whose name stands before its arguments, as ``name`` and ``arguments``; by what opens it.
+_NAMED = {
+    "[TOOL_CALLS]": re.compile(
+        r"(?:\[TOOL_CALLS\])?(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\](?P<arguments>\{.*?\})\s*(?=\[TOOL_CALLS\]|$)",
+        re.DOTALL,
+    ),
+    "<｜tool▁calls▁begin｜>": re.compile(
+        r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?(?P<name>[\w.-]+)(?:<｜tool▁sep｜>|\n```json\n)"
+        r"(?P<arguments>\{.*?\})(?:\n```)?<｜tool▁call▁end｜>\s*",
+        re.DOTALL,
+    ),
+}
+_NAME_BEGINS = re.compile(r"[\w.-]+(?:$|\[)")
+"""What follows ``[TOOL_CALLS]`` where a name comes first, so far."""
+_INNER = ("[ARGS]", "[CALL_ID]", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+"""Markers inside a call."""
 _KEYS = ('"name"', '"type"', '"function"')
 """First keys of a reply that is one call."""
 _MAX_BLANKS = 4
 """Blanks before a thinking block or a bare call."""
-MARKERS = (_THINK, _UNTHINK, *_CALLS, *(closing for closing in _CALLS.values() if closing))
+MARKERS = (_THINK, _UNTHINK, *_CALLS, *(closing for closing in _CALLS.values() if closing), *_INNER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +154,7 @@ class ReplyParser:
         if not _may_be_call(self._opening, body):
             calls = None
         elif closing or self._final:
-            calls = _calls(body, bare=not self._opening)
+            calls = _named(self._opening, body) or _calls(body, bare=not self._opening)
         else:
             return False
         if calls is None and not closing and not self._final:
@@ -194,9 +217,22 @@ def _may_be_call(opening: str, body: str) -> bool:
     """Whether what follows ``opening`` so far is the beginning of a call; any text may stand in a tag that closes."""
     begun = body.lstrip()
     if opening:
-        return _CALLS[opening] is not None or begun[:1] in ("", "{", "[")
+        closes = _CALLS[opening] is not None
+        return closes or begun[:1] in ("", "{", "[") or (opening in _NAMED and bool(_NAME_BEGINS.match(body)))
     inner = begun[1:].lstrip()
     return any(inner.startswith(key) or key.startswith(inner) for key in _KEYS)
+
+
+def _named(opening: str, body: str) -> list[ToolCall] | None:
+    """The calls of a body in which names stand before arguments; None when it is anything else."""
+    pattern, calls, place = _NAMED.get(opening), [], 0
+    while pattern is not None and (found := pattern.match(body, place)):
+        call = _one_call({"name": found["name"], "arguments": found["arguments"]}, bare=False)
+        if call is None:
+            return None
+        calls.append(call)
+        place = found.end()
+    return calls if calls and place == len(body) else None
 
 
 def _calls(body: str, bare: bool) -> list[ToolCall] | None:

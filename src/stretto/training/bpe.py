@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from stretto.weights.files import write_whole
+
 BEGIN, END, MASK = "<|begin|>", "<|end|>", "<|mask|>"
 SPECIAL = [BEGIN, END, MASK, *(f"<|reserved_{i}|>" for i in range(5))]
 
@@ -50,7 +52,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` as Hugging Face libraries read them."""
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_whole(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
@@ -60,4 +62,4 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")

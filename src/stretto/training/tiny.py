@@ -7,7 +7,6 @@ number, and a checkpoint holds all state, so a resumed run prints the losses of 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from stretto.training.bpe import BEGIN, END, save_tokenizer, train_tokenizer
 from stretto.training.corpus import document_hash, find_corpora, read_documents
 from stretto.training.llama import Llama, LlamaShape
 from stretto.training.muon import Muon
+from stretto.weights.files import whole, write_whole
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def prepare(data: Path, out: Path, shape: LlamaShape) -> tuple[np.ndarray, np.nd
         encoded = [[*e.ids, end] for e in tokenizer.encode_batch(documents)]
         starts = np.cumsum([0, *map(len, encoded)])
         hashes = sorted(map(document_hash, documents))
-        (out / "train_documents.txt").write_text("\n".join(hashes) + "\n", encoding="ascii")
-        np.savez(cache, tokens=np.concatenate([np.asarray(e, np.uint16) for e in encoded]), starts=starts)
+        write_whole(out / "train_documents.txt", "\n".join(hashes) + "\n")
+        with whole(cache) as partial, partial.open("wb") as file:
+            np.savez(file, tokens=np.concatenate([np.asarray(e, np.uint16) for e in encoded]), starts=starts)
     with np.load(cache) as arrays:
         return arrays["tokens"], arrays["starts"]
 
@@ -113,9 +114,8 @@ class Batches:
 
 def save_atomically(state: object, path: Path) -> None:
     """Write ``state`` so that a crash at any moment leaves the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        torch.save(state, partial)
 
 
 def train_tiny(
@@ -190,5 +190,6 @@ def export(model: Llama, out: Path) -> None:
     begin, end = ids.token_to_id(BEGIN), ids.token_to_id(END)
     assert begin is not None and end is not None
     config = model.shape.config(begin, end)
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    save_file(model.checkpoint(), out / "model.safetensors", metadata={"format": "pt"})
+    write_whole(out / "config.json", json.dumps(config, indent=1) + "\n")
+    with whole(out / "model.safetensors") as partial:
+        save_file(model.checkpoint(), partial, metadata={"format": "pt"})

@@ -1,24 +1,47 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all: under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = ".partial"
+"""What the names of unfinished files end with."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` for a file to be written under; behind the block, sync and rename it.
+
+    Whoever reads ``path``, whenever this process ends, finds the old content or the new one. Raises ``OSError``.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        yield partial
+        put(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) under a temporary name beside ``path``, sync it, and rename it.
+    """Write ``text`` (UTF-8) as ``path``, whole or not at all. Raises ``OSError``."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
-    Whoever reads ``path`` finds the old content or the new one. Raises ``OSError``.
-    """
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+
+def put(partial: Path, path: Path) -> None:
+    """Give the finished file ``partial`` the name ``path`` in the same folder, once its content is on the disk."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    if sys.platform != "win32":  # there a folder cannot be opened, nor need it be
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -21,6 +21,7 @@ from torch import Tensor
 from stretto.kernels.quantized import GROUP, Quantized
 from stretto.weights.checkpoint import Checkpoint
 from stretto.weights.dtypes import DTYPES
+from stretto.weights.files import whole, write_whole
 from stretto.weights.formats import FORMATS, WeightFormat
 from stretto.weights.resolve import COMPANIONS
 
@@ -90,9 +91,14 @@ def read_matrix(checkpoint: Checkpoint, name: str, inputs: int, form: WeightForm
 
 
 def write_folder(
-    folder: Path, source: Checkpoint, parameters: Iterable[tuple[str, Tensor | Quantized]], facts: Mapping[str, Any]
+    folder: Path,
+    source: Checkpoint,
+    parameters: Iterable[tuple[str, Tensor | Quantized]],
+    facts: Mapping[str, Any],
+    files: Mapping[str, str],
 ) -> None:
-    """Write ``parameters``, each read once, to a new ``folder``, with the files that go with ``source``.
+    """Write ``parameters``, each read once, to a new ``folder``, with the files that go with ``source`` and ``files``,
+    texts by name.
 
     ``facts`` are the fields of the record but ``content``, which comes last: a folder that an interruption left without
     it does not load.
@@ -103,7 +109,8 @@ def write_folder(
 
     def flush() -> None:
         file = f"model-{len(set(placed.values())) + 1:05}.safetensors"
-        save_file(gathered, folder / file)
+        with whole(folder / file) as partial:
+            save_file(gathered, partial)
         placed.update(dict.fromkeys(gathered, file))
         gathered.clear()
 
@@ -116,7 +123,10 @@ def write_folder(
     _write_json(folder / "model.safetensors.index.json", {"weight_map": placed})
     for file in COMPANIONS:
         if (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, folder / file)
+            with whole(folder / file) as partial:
+                shutil.copyfile(source.folder / file, partial)
+    for file, text in files.items():
+        write_whole(folder / file, text)
     record = Record(**facts, content="unfinished")
     for _ in range(2):
         _write_json(folder / "config.json", source.config | {KEY: {"quant_method": METHOD} | asdict(record)})
@@ -134,4 +144,4 @@ def _tensors(name: str, value: Tensor | Quantized) -> dict[str, Tensor]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, indent=1) + "\n")

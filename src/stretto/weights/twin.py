@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stretto.weights.checkpoint import Checkpoint
+from stretto.weights.files import whole, write_whole
 from stretto.weights.resolve import COMPANIONS
 
 FACTOR = 64.0
@@ -30,12 +31,14 @@ def write_twin(source: Path, folder: Path) -> None:
     tensors = {name: checkpoint.get(name) for name in checkpoint.names()}
     tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"].clone())
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(twin(tensors), folder / "model.safetensors")
+    with whole(folder / "model.safetensors") as partial:
+        save_file(twin(tensors), partial)
     config = checkpoint.config | {"tie_word_embeddings": False}
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_whole(folder / "config.json", json.dumps(config, indent=1))
     for name in COMPANIONS:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            with whole(folder / name) as partial:
+                shutil.copyfile(source / name, partial)
 
 
 def twin(tensors: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:

@@ -22,6 +22,10 @@ class Drafted:
     """What one request's drafters proposed in one step, and what became of it."""
 
     request: Request
+    asked: list[str] = field(default_factory=list)
+    """The drafters that ran, in order."""
+    later: set[str] = field(default_factory=set)
+    """Those of them that were busy getting ready to draft."""
     by_drafter: dict[str, Draft] = field(default_factory=dict)
     tree: DraftTree = field(default_factory=lambda: DraftTree.run([]))
     """The union, as it was offered to ``select``."""
@@ -58,6 +62,10 @@ class Allocator(Protocol):
         """
         ...
 
+    def hears(self, drafter: str) -> bool:
+        """Whether a drafter that did not run in this step observes it all the same."""
+        ...
+
     def end(self, request: Request) -> None:
         """Forget the request."""
         ...
@@ -85,6 +93,10 @@ class Everything:
         self, drafted: Sequence[Drafted], observations: Sequence[Observation], spent: Mapping[str, float]
     ) -> None:
         """Nothing is learnt."""
+
+    def hears(self, drafter: str) -> bool:
+        """Everyone hears everything."""
+        return True
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

@@ -100,6 +100,7 @@ class Drafter(Protocol):
     def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> Sequence[Draft | Ticket | None]:
         """Return for each request a draft of at most ``rows[i]`` nodes and probe rows, a ticket, or nothing.
 
+        An empty draft says that the drafter is getting ready (a lane that catches up), nothing that it has no guess.
         A ticket or draft takes the place of a ticket that has not arrived: return nothing to go on waiting for it.
         """
         ...

@@ -43,18 +43,19 @@ class Growing:
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     survival: list[float] = field(default_factory=list)
+    """What the drafter said of each node."""
     path: list[float] = field(default_factory=list)
-    """Of each node, the product of ``survival`` along its path."""
+    """Of each node, the chance that its whole path survives."""
     depth: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, parent: int, token: int, chance: float) -> int:
-        """Append a node and return its number."""
+    def add(self, parent: int, token: int, chance: float, said: float | None = None) -> int:
+        """Append a node and return its number; ``said``: what the drafter said where ``chance`` is calibrated."""
         self.tokens.append(token)
         self.parents.append(parent)
-        self.survival.append(chance)
+        self.survival.append(chance if said is None else said)
         self.path.append(chance * self.chance(parent))
         self.depth.append(1 if parent == ROOT else self.depth[parent] + 1)
         return len(self.tokens) - 1
@@ -137,19 +138,24 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A tree of fixed width: every round computes the ``beam`` new nodes of the highest path chances."""
+    """A tree of fixed width: every round computes the ``beam`` new nodes of the highest path chances.
+
+    Nodes whose path chance is below ``least`` are left out, so that where one token is clear the tree is a run.
+    """
 
     depth: int = 6
     width: int = 3
     beam: int = 4
     estimator: Estimator = "margin"
+    least: float = 0.01
 
     def grow(self, tree: Growing, expansions: Sequence[Expansion], rows: int) -> Sequence[int]:
-        """Add all candidates; compute the best of them until the tree is deep enough."""
+        """Add the candidates; compute the best of them until the tree is deep enough."""
         new = [
             tree.add(each.node, token, chance)
             for each in expansions
             for token, chance in zip(each.tokens, each.chances, strict=True)
+            if chance * tree.chance(each.node) >= self.least
         ]
         if not new or tree.depth[new[0]] >= min(self.depth, rows):
             return []

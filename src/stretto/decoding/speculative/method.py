@@ -11,11 +11,11 @@ from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Request
 from stretto.core.tree import DraftTree
 from stretto.core.verifiers import Coupled, Verifier
-from stretto.decoding.known import known_chunk, prompt_logprobs
+from stretto.decoding.known import commit_known, known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
 from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import descend, draft_chunk, only
+from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, only
 from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
@@ -91,7 +91,7 @@ class Speculative:
         by_request = dict(zip(drafting, drafts, strict=True))
         for i, request in enumerate(requests):
             draft = by_request.get(i)
-            request.memory[self._tree] = draft.tree if draft else DraftTree.run([])
+            request.memory[self._tree] = draft.tree if draft else EMPTY
             if i not in by_request:
                 request.memory.pop(self._drafted, None)
             chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
@@ -102,6 +102,29 @@ class Speculative:
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
+        if any(chunk.roles is not None for chunk in chunks):
+            done, walking = self._commit_drafts(requests, chunks, outputs)
+        else:
+            done = commit_known(requests, chunks, outputs)
+            walking = [
+                Observation(each.request, output, each, EMPTY, base=len(output.chunk) - 1)
+                for each, output in zip(done, outputs, strict=True)
+                if each.filled == len(each.request.tokens)
+            ]
+            for seen in walking:
+                seen.committed.origins = ("",) * len(seen.committed.tokens)
+        drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
+        self.allocator.learn(drafted, walking, self._spent)
+        self._guard(lambda drafter: self._tell(drafter, walking), None)
+        return done
+
+    def _tell(self, drafter: Drafter, walking: list[Observation]) -> None:
+        if drafter.name in self._spent or self.allocator.hears(drafter.name):
+            drafter.observe(walking)
+
+    def _commit_drafts(
+        self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
+    ) -> tuple[list[Committed], list[Observation]]:
         done: list[Committed] = []
         walking: list[Observation] = []
         for request, chunk, output in zip(requests, chunks, outputs, strict=True):
@@ -115,10 +138,7 @@ class Speculative:
         walks = [self.verifier.walk(seen.tree, seen.request.state) for seen in walking]
         for seen, walked in zip(walking, walk_all(walks, walking), strict=True):
             settle(seen, walked)
-        drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
-        self.allocator.learn(drafted, walking, self._spent)
-        self._guard(lambda drafter: drafter.observe(walking), None)
-        return done
+        return done, walking
 
     def preempted(self, request: Request) -> None:
         """Let every drafter know that its rows are gone."""
@@ -147,7 +167,10 @@ class Speculative:
         for found in drafted:
             trees = [draft.tree for draft in found.by_drafter.values()]
             found.tree = trees[0] if len(trees) == 1 else DraftTree.union(trees)
+        began = time.perf_counter()
         sent = self.allocator.select(drafted, rows)
+        share = (time.perf_counter() - began) * 1e3 / max(1, len(self._spent))
+        self._spent = {name: ms + share for name, ms in self._spent.items()}  # choosing is part of what drafts cost
         united: list[Draft | None] = []
         for found, nodes, limit in zip(drafted, sent, rows, strict=True):
             tree = only(found.tree, nodes)
@@ -162,12 +185,13 @@ class Speculative:
 
     def _ask(self, drafter: Drafter, drafted: list[Drafted], rows: list[int]) -> None:
         """Let a drafter propose for the requests that it has room for; keep its drafts and the time it took."""
+        began = time.perf_counter()
         rooms = self.allocator.rooms(drafter.name, drafted, rows)
         asked = [(found, room) for found, room in zip(drafted, rooms, strict=True) if room > 0]
         if not asked:
             return
-        began = time.perf_counter()
         for found, _ in asked:
+            found.asked.append(drafter.name)
             met: set[str] = found.request.memory.setdefault(self._met, set())
             if drafter.name not in met:
                 drafter.begin(found.request)
@@ -178,8 +202,10 @@ class Speculative:
         if spent > self.patience:
             raise Late(f"its drafts took {spent:.2f} s, its budget is {self.patience:.2f} s")
         for (found, _), draft in zip(asked, drafts, strict=True):
-            if draft is not None:
+            if draft is not None and (len(draft.tree) or draft.probes):
                 found.by_drafter[drafter.name] = draft
+            elif draft is not None:
+                found.later.add(drafter.name)
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""

@@ -10,6 +10,9 @@ from stretto.core.request import Request
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.drafter import Draft
 
+EMPTY = DraftTree.run([])
+"""Nothing drafted."""
+
 
 def depths(tree: DraftTree) -> list[int]:
     """Return each node's depth, 1 for children of the root."""

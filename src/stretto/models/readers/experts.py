@@ -12,7 +12,7 @@ from stretto.models.spec import ExpertsSpec, LayerSpec, MlpSpec, ModelSpec
 def read_mixtral(config: Configuration) -> ModelSpec:
     """Mixtral (arXiv 2401.04088): a mixture in every layer."""
     config.only("norm_topk_prob", True)
-    count, chosen = _counts(config, "num_local_experts", 8, 2)
+    count, chosen = counts(config, "num_local_experts", 8, 2)
     spec = read_decoder(config, eps=1e-5, theta=1e6, experts=lambda expert: ExpertsSpec(count, chosen, expert))
     return each_attention(spec, window=config.integer_or_off("sliding_window", None))
 
@@ -20,7 +20,7 @@ def read_mixtral(config: Configuration) -> ModelSpec:
 def read_qwen3_moe(config: Configuration) -> ModelSpec:
     """Qwen3's mixtures (arXiv 2505.09388): many small experts, plain blocks in some layers."""
     # Newer configurations spell it as Mixtral's do.
-    count, chosen = _counts(config, "num_local_experts" if config.has("num_local_experts") else "num_experts", 128, 8)
+    count, chosen = counts(config, "num_local_experts" if config.has("num_local_experts") else "num_experts", 128, 8)
     normalised, inner = config.flag("norm_topk_prob", False), config.integer("moe_intermediate_size", 768)
     step = config.integer("decoder_sparse_step", 1)
     plain = config.numbers("mlp_only_layers")
@@ -39,7 +39,7 @@ def read_qwen3_moe(config: Configuration) -> ModelSpec:
     return each_attention(each_layer(spec, mixed), head_norm=spec.norm, window=window)
 
 
-def _counts(config: Configuration, key: str, count: int, chosen: int) -> tuple[int, int]:
+def counts(config: Configuration, key: str, count: int, chosen: int) -> tuple[int, int]:
     """Return how many experts there are and how many a row chooses."""
     count, chosen = config.integer(key, count), config.integer("num_experts_per_tok", chosen)
     if chosen > count:

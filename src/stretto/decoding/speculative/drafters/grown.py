@@ -10,6 +10,7 @@ from stretto.decoding.method import Services
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation
 from stretto.decoding.speculative.drafters.rounds import Job, Rounds
 from stretto.decoding.speculative.growth import Growth, Run
+from stretto.decoding.speculative.trees import EMPTY
 
 
 class Grown:
@@ -46,6 +47,8 @@ class Grown:
         for job in jobs:
             if job.tree:
                 drafts[job.place] = self.finish(job)
+            elif not job.first.logits:
+                drafts[job.place] = Draft(EMPTY)
         return drafts
 
     def jobs(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Job]:

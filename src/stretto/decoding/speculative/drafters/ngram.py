@@ -68,24 +68,13 @@ def matched(tokens: list[int], end: int, other: int, known: int = 0) -> int:
 
 
 @dataclass(slots=True)
-class _Following:
-    """What followed one context: how often each token, the leader, and how often any."""
-
-    counts: dict[int, int] = field(default_factory=dict)
-    leader: int = -1
-    total: int = 0
-
-    def add(self, token: int) -> None:
-        count = self.counts[token] = self.counts.get(token, 0) + 1
-        self.total += 1
-        if count >= self.counts.get(self.leader, 0):
-            self.leader = token
-
-
-@dataclass(slots=True)
 class _Levels:
+    """Counts of all n-grams read; of each context how often anything followed, and what did so most often."""
+
     read: int = 0
-    contexts: dict[tuple[int, ...], _Following] = field(default_factory=dict)
+    grams: dict[tuple[int, ...], int] = field(default_factory=dict)
+    followed: dict[tuple[int, ...], int] = field(default_factory=dict)
+    leader: dict[tuple[int, ...], int] = field(default_factory=dict)
 
 
 class Anpd(ModelFree):
@@ -107,26 +96,29 @@ class Anpd(ModelFree):
             levels = request.memory[self.name] = _Levels()
         self._read(levels, request.tokens)
         tail, survival = request.tokens[-self.context :], list[float]()
-        known, contexts = len(tail), levels.contexts
+        known, leader = len(tail), levels.leader
         for _ in range(min(room, self.length)):
             for size in range(min(self.context, len(tail)), 0, -1):
-                following = contexts.get(tuple(tail[-size:]))
-                if following is not None:
-                    survival.append(chance(following.counts[following.leader], following.total, size))
-                    tail.append(following.leader)
+                context = tuple(tail[-size:])
+                token = leader.get(context)
+                if token is not None:
+                    survival.append(chance(levels.grams[*context, token], levels.followed[context], size))
+                    tail.append(token)
                     break
             else:
                 break
         return self.run(tail[known:], survival) if survival else None
 
     def _read(self, levels: _Levels, tokens: list[int]) -> None:
-        contexts = levels.contexts
+        grams, followed, leader = levels.grams, levels.followed, levels.leader
         for place in range(max(1, levels.read), len(tokens)):
             token = tokens[place]
             for size in range(1, min(self.context, place) + 1):
-                context = tuple(tokens[place - size : place])
-                following = contexts.get(context)
-                if following is None:
-                    following = contexts[context] = _Following()
-                following.add(token)
+                gram = tuple(tokens[place - size : place + 1])
+                context = gram[:-1]
+                count = grams[gram] = grams.get(gram, 0) + 1
+                total = followed[context] = followed.get(context, 0) + 1
+                # The first continuation leads; later ones where no other was more frequent.
+                if count == total or count >= grams[*context, leader[context]]:
+                    leader[context] = token
         levels.read = len(tokens)

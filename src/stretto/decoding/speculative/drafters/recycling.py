@@ -100,7 +100,7 @@ class TokenRecycling(ModelFree):
             tokens.append(behind[rank])
             parents.append(above)
             survival.append(survives(rank))
-        return Draft(self.tree(tokens, parents, survival))
+        return Draft(self.tree(tokens, parents, survival)) if tokens else None
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Write the successors of every row's token."""

@@ -19,7 +19,9 @@ WIDEST = 64
 """A context that more different tokens followed says little and takes long to read: it is passed over."""
 
 LONGEST = 64
-"""How far back a request is followed in an automaton that it meets late."""
+"""Longest suffix that is looked up."""
+TRIED = 8
+"""How many suffixes of different continuations are tried at most, the longest first: bounds the work of a draft."""
 
 
 @dataclass(slots=True)
@@ -53,22 +55,37 @@ class PastOutputs:
 
 
 @dataclass(slots=True)
-class _Reading:
-    """What is known of one request: the automaton of its own text, and its place in others (state and length)."""
+class _Place:
+    """The longest suffix of a request's text that stands in an automaton, of at most ``LONGEST`` tokens."""
 
-    own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
+    automaton: SuffixAutomaton
+    state: int = 0
+    length: int = 0
+
+    def follow(self, token: int) -> None:
+        """Move on by one token."""
+        self.state, length = self.automaton.follow(self.state, self.length, token)
+        self.length = min(length, LONGEST)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is known of one request: the automaton of its own text, and its places in that and in others."""
+
+    own: _Place = field(default_factory=lambda: _Place(SuffixAutomaton()))
     end: int = 0
+    """State of the own text's end."""
     read: int = 0
-    places: list[tuple[SuffixAutomaton, int, int]] = field(default_factory=list)
+    others: list[_Place] = field(default_factory=list)
 
 
 class SuffixDecoding(ModelFree):
     """SuffixDecoding (Oliaro et al., arXiv 2411.04975).
 
-    Every suffix of the text that stood before gives a tree: best first by the product of count ratios, down to
-    ``least``, of at most ``factor`` times the suffix's length nodes. The tree that promises most accepted tokens is
-    drafted: from the request's own text, or from the past outputs of its tenant where these promise more.
-    At most ``limit`` tokens of past outputs are kept.
+    Every suffix of the text, up to ``LONGEST`` tokens, that stood before gives a tree: best first by the product of
+    count ratios, down to ``least``, of at most ``factor`` times the suffix's length nodes. The tree that promises most
+    accepted tokens is drafted: from the request's own text, or from the past outputs of its tenant where these promise
+    more. At most ``limit`` tokens of past outputs are kept.
     """
 
     def __init__(
@@ -84,9 +101,10 @@ class SuffixDecoding(ModelFree):
         if reading is None:
             reading = request.memory[self.name] = _Reading()
         self._read(reading, request)
-        best = self._best(reading.own, reading.end, reading.own.longest[reading.end], room, _Candidate())
-        for automaton, state, length in reading.places:
-            best = self._best(automaton, automaton.narrow(state, length), length, room, best)
+        best = _Candidate()
+        for place in (reading.own, *reading.others):
+            if place.length:
+                best = self._best(place, room, best)
         return Draft(self.tree(best.tokens, best.parents, best.survival)) if best.tokens else None
 
     def end(self, request: Request) -> None:
@@ -101,31 +119,32 @@ class SuffixDecoding(ModelFree):
         return {self.name: self.past.describe("tokens")}
 
     def _read(self, reading: _Reading, request: Request) -> None:
-        """Append the new tokens to the own automaton and follow them in the others."""
-        tokens, own, end = request.tokens, reading.own, reading.end
+        """Follow the new tokens in the automata, then append them to the own one."""
+        tokens, own = request.tokens, reading.own
         for token in tokens[reading.read :]:
-            end = own.extend(end, token)
+            own.follow(token)
+            reading.end = own.automaton.extend(reading.end, token)
         past = self.past.find(request)
         if past is not None:
-            places = {automaton: (state, length) for automaton, state, length in reading.places}
-            reading.places = []
-            for automaton in (past.young, past.old):
-                state, length = places.get(automaton, (0, 0))
-                first = reading.read if automaton in places else max(0, len(tokens) - LONGEST)
+            known = {place.automaton: place for place in reading.others}
+            reading.others = [known.get(each) or _Place(each) for each in (past.young, past.old)]
+            for place in reading.others:
+                first = reading.read if place.automaton in known else max(0, len(tokens) - LONGEST)
                 for token in tokens[first:]:
-                    state, length = automaton.follow(state, length, token)
-                reading.places.append((automaton, state, length))
-        reading.end, reading.read = end, len(tokens)
+                    place.follow(token)
+        reading.read = len(tokens)
 
-    def _best(self, automaton: SuffixAutomaton, state: int, length: int, room: int, best: _Candidate) -> _Candidate:
+    def _best(self, place: _Place, room: int, best: _Candidate) -> _Candidate:
         """Return ``best``, or a tree behind the match (or one of its suffixes) that promises more.
 
         A tree promises at most as many tokens as it may have nodes, so the search ends where shorter suffixes may
         draft no more than the best one promises. Of equals the longer match wins.
         """
-        while state > 0:
+        automaton, length = place.automaton, place.length
+        state = automaton.narrow(place.state, length)
+        for _ in range(TRIED):
             most = min(room, int(self.factor * length + 1e-6))
-            if most <= best.score:
+            if state <= 0 or most <= best.score:
                 break
             if 0 < len(automaton.next[state]) <= WIDEST:
                 found = self._expand(automaton, state, length, most)

@@ -1,0 +1,132 @@
+"""A drafter that errs at a set rate, and what the price of a pass says that it should win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from statistics import median
+from typing import Any
+
+from peers import Loaded
+from speculation_play import Target, alternate
+from speculation_texts import head
+
+from stretto.core.batch import PassPrice
+from stretto.core.request import Request
+from stretto.core.tree import DraftTree
+from stretto.decoding.method import Services
+from stretto.decoding.speculative.drafter import Draft, Observation
+from stretto.decoding.speculative.method import Speculative
+from stretto.race.record import Record
+
+RATES = (0.5, 0.65, 0.8, 0.9, 0.95)
+LONGEST = 24
+PEER_RUNS = (1, 2, 3, 4, 6, 8, 12)
+PLAIN_TOKENS = 48
+"""Tokens of a text that plain decoding is timed on; the drafted ones are the whole text."""
+
+
+class Erring:
+    """Drafts the recorded text in runs; each position is right with the same chance, whatever came before it."""
+
+    name = "synthetic"
+
+    def __init__(self, records: Sequence[Record], rate: float, length: int) -> None:
+        self.rate, self.length = rate, length
+        self._texts = {(each.asked.ids, each.asked.params.seed): each.tokens for each in records}
+
+    def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Draft | None]:
+        """Return a run for every request whose text it knows."""
+        return [self._run(request, min(room, self.length)) for request, room in zip(requests, rows, strict=True)]
+
+    def _run(self, request: Request, room: int) -> Draft | None:
+        text = self._texts.get((tuple(request.prompt), request.seed), ())
+        start = len(request.tokens) - len(request.prompt)
+        drafted = [
+            token if self._right(request.seed, place) else token ^ 1
+            for place, token in enumerate(text[start : start + room], start)
+        ]
+        return Draft(DraftTree.run(drafted, self.rate, self.name)) if drafted else None
+
+    def _right(self, seed: int, place: int) -> bool:
+        bits = blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
+        return int.from_bytes(bits, "big") < self.rate * 2**64
+
+    def bind(self, services: Services) -> None:
+        """It makes no passes."""
+
+    def begin(self, request: Request) -> None:
+        """It keeps nothing."""
+
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """It learns nothing."""
+
+    def rewind(self, request: Request) -> None:
+        """It has no rows."""
+
+    def end(self, request: Request) -> None:
+        """Nothing to forget."""
+
+
+def tokens_a_pass(rate: float, length: int) -> float:
+    """Return the expected tokens of a pass that checks a run: 1 + rate + ... + rate^length."""
+    return sum(rate**depth for depth in range(length + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the price says of runs of one length."""
+
+    length: int
+    speedup: float
+
+
+def forecast(price: PassPrice, context: int, rate: float, overhead: float, length: int | None = None) -> Forecast:
+    """Return the speed-up over plain decoding of runs of ``length``, or of the best length.
+
+    ``overhead``: milliseconds of a step beyond the price of its pass.
+    """
+    plain = price.ms(1, context) + overhead
+
+    def at(length: int) -> float:
+        return tokens_a_pass(rate, length) * plain / (price.ms(1 + length, context) + overhead)
+
+    best = max(range(1, LONGEST + 1), key=at) if length is None else length
+    return Forecast(best, at(best))
+
+
+def measure_rate(
+    target: Target, records: Sequence[Record], rate: float, pairs: int, peer: Loaded | None
+) -> dict[str, Any]:
+    """Return a row: the best length by the price, its forecast, what it won, and llama.cpp at the same rate."""
+    price = target.llm.model.price
+    assert price is not None
+    context = len(records[0].asked.ids) + len(records[0].tokens) // 2
+    shorts = [head(record, PLAIN_TOKENS) for record in records]
+    warm = target.play(shorts[:1], "plain")
+    overhead = max(0.0, 1e3 * warm.pace - price.ms(1, context))
+    length = forecast(price, context, rate, overhead).length
+    name = f"synthetic-{rate}"
+    target.llm.engine.add_method(Speculative(name, [Erring(records, rate, length)], rows=length))
+    target.play(shorts[:1], name)
+    expected: list[float] = []
+    theirs: list[float] = []
+
+    def drafted(number: int) -> float:
+        pace = target.play([records[number % len(records)]], name).pace
+        expected.append(forecast(price, context, rate, overhead, length).speedup)
+        if peer is not None:
+            theirs.append(_peer_pace(peer, rate, context) / pace)
+        return pace
+
+    ratios = alternate(pairs, drafted, lambda number: target.play([shorts[number % len(shorts)]], "plain").pace)
+    return {
+        "rate": rate, "run": length, **ratios.cells("speed-up"), "by the price": median(expected),
+        "off by": ratios.median / median(expected) - 1, "over llama.cpp's own": median(theirs) if theirs else None,
+    }  # fmt: skip
+
+
+def _peer_pace(peer: Loaded, rate: float, context: int) -> float:
+    """Return the seconds per token of llama.cpp checking runs of its best length: its passes timed, drafts free."""
+    return min(peer.rows(1 + length, context, 1) / tokens_a_pass(rate, length) for length in PEER_RUNS)

@@ -1,0 +1,224 @@
+"""``stretto race``: methods side by side on somebody's own prompts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from stretto.cli.generate import checked, demonstration
+from stretto.cli.progress import EverySecond
+from stretto.core.params import SamplingParams
+from stretto.engine.llm import LLM
+from stretto.race.contest import PLAIN, Contest
+from stretto.race.prompts import Course, read_course
+from stretto.race.record import Record, read_records, write_records
+from stretto.race.replay import replay as replayed
+from stretto.race.report import agreement, html
+from stretto.race.result import Result, conclude
+from stretto.race.standing import Row, standing
+from stretto.recipes.recipe import Aboard
+from stretto.recipes.table import RECIPES, find_recipe, missing
+from stretto.weights.files import write_whole
+
+HEADS = ("method", "at a time", "runs", "tokens/s", "speed-up", "TTFT ms", "TPOT ms", "tokens a step", "text")
+
+
+def run(
+    model: str,
+    *,
+    prompts: list[Path],
+    methods: str | None,
+    concurrency: str,
+    params: dict[str, Any],
+    pairs: int,
+    limit: int | None,
+    draft: str | None,
+    weights: str,
+    threads: int | None,
+    device: str,
+    out: Path | None,
+    json_file: Path | None,
+    replay: Path | None,
+    record: Path | None,
+) -> None:
+    """Race, then print the table and the advice and write what was asked for. Ctrl-C keeps what was measured."""
+    if bool(prompts) == (replay is not None):
+        raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
+    page, data = _places(out, json_file)
+    params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
+    sampling = checked(params, PLAIN, device)
+    places, names = _numbers(concurrency), _names(methods)
+    llm = LLM(model, draft=draft, weights=weights, threads=threads, device=device, progress=EverySecond())
+    demonstration(model)
+    course = _course(llm, prompts, replay, sampling, limit)
+    contest = Contest(llm, course.asked, _lineup(llm, names), places, pairs, lambda contest, text: None)
+    with Board() as board:
+        contest.watch = board
+        contest.go()
+    if not contest.runs:
+        print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
+        raise KeyboardInterrupt
+    asked = {"draft": draft, "weights": weights, **params, "rounds": pairs, "replay": replay and str(replay)}
+    flags = "".join(f" --{name} {value}" for name, value in (("draft", draft), ("weights", weights)) if value != "auto")
+    result = conclude(contest, course, asked, flags.replace(" --draft None", "").strip())
+    Board.print(result)
+    if page is not None:
+        _write(page, html(result), "report")
+    if data is not None:
+        _write(data, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n", "JSON")
+    if record is not None:
+        first = next(run for run in contest.runs if run.method == PLAIN)
+        pairs_ = zip(course.asked, first.answers, strict=True)
+        write_records(record, [Record(each, tuple(answer.tokens)) for each, answer in pairs_ if answer.tokens], llm)
+    if contest.interrupted:
+        raise KeyboardInterrupt
+
+
+def _course(llm: LLM, prompts: list[Path], replay: Path | None, params: SamplingParams, limit: int | None) -> Course:
+    """Return the prompts; with recorded texts to replay, make the model say them."""
+    if replay is None:
+        return read_course(prompts, llm, params, limit=limit)
+    records = read_records(replay, llm, params)
+    room = min(llm.model.context, llm.engine.caches["target"].capacity)
+    fitting = [each for each in records if len(each.asked.ids) + len(each.tokens) <= room]
+    course = Course()
+    if len(fitting) < len(records):
+        course.notes.append(f"{len(records) - len(fitting)} recorded texts are left out: longer than {room} tokens")
+    if limit is not None and limit < len(fitting):
+        course.notes.append(f"{limit} of {len(fitting)} recorded texts are taken, evenly over the file")
+        fitting = [fitting[place * len(fitting) // limit] for place in range(limit)]
+    if not fitting:
+        raise ValueError(f"{replay}: no recorded text fits into {room} tokens of context and cache")
+    replayed(llm, fitting)
+    course.asked = [each.asked for each in fitting]
+    return course
+
+
+# ---- options ----
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the numbers between commas, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r}: expected numbers of at least 1 between commas", param_hint="--concurrency")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Return the names between commas, None for the default; ``all`` stays as it is."""
+    names = None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        for name in names or []:
+            if name != "all":
+                find_recipe(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--methods") from None
+    return names
+
+
+def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
+    """Return the methods to race, plain first.
+
+    By default ``auto`` where it is aboard, else every exact method that runs here.
+    """
+    aboard = Aboard(llm.engine.models, {"target": llm.tokenizer})
+    here = [recipe for recipe in RECIPES.values() if not missing(recipe, aboard)]
+    if names is None:
+        auto = [recipe.name for recipe in here if recipe.family == "auto"]
+        names = auto[:1] or [recipe.name for recipe in here if recipe.fidelity == "exact"]
+    elif "all" in names:
+        names = [*names, *(recipe.name for recipe in here)]
+    return list(dict.fromkeys([PLAIN, *(name for name in names if name != "all")]))
+
+
+def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path | None]:
+    """Return where report and JSON go; a folder is made, and holds both."""
+    if out is None or out.suffix in (".html", ".htm"):
+        return out, json_file
+    out.mkdir(parents=True, exist_ok=True)
+    return out / "race.html", json_file or out / "race.json"
+
+
+def _write(path: Path, text: str, what: str) -> None:
+    write_whole(path, text)
+    print(f"{what}: {path}", file=sys.stderr)
+
+
+# ---- what is shown ----
+
+
+class Board:
+    """The table as it grows: live on a terminal, else a line on standard error for every finished run."""
+
+    def __init__(self) -> None:
+        self._screen = Console(stderr=True)
+        self._live = Live(console=self._screen, auto_refresh=False) if self._screen.is_terminal else None
+        self._told, self._began = 0, time.monotonic()
+
+    def __enter__(self) -> Board:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+
+    def __call__(self, contest: Contest, text: str) -> None:
+        """Show how far the contest is."""
+        done, total = len(contest.runs), contest.rounds * len(contest.methods) * len(contest.concurrency)
+        left = f" · {(time.monotonic() - self._began) * (total - done) / done / 60:.1f} min left" if done else ""
+        if self._live is not None:
+            line = Text(f"{text} · {done} of {total} runs{left} · Ctrl-C keeps what was measured", style="dim")
+            self._live.update(Group(table(standing(contest)), line), refresh=True)
+        elif done > self._told:
+            self._told, last = done, contest.runs[-1]
+            where = f"round {last.round + 1}: {last.method} at {last.concurrency}"
+            print(f"{where}: {last.speed:.1f} tokens/s{left}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def print(result: Result) -> None:
+        """Print the final table and the advice on standard output."""
+        screen = Console(width=None if sys.stdout.isatty() else 160)
+        screen.print(table(result.rows, result.best))
+        for row in result.rows:
+            for error in row.errors:
+                screen.print(Text(f"WRONG: {error}", style="bold red"))
+        for note in result.notes:
+            screen.print(Text(note, style="dim"))
+        screen.print(Text(result.advice, style="bold"))
+
+
+def table(rows: list[Row], best: dict[int, str] | None = None) -> Table:
+    """Return the standing; the method that is advised at each concurrency in bold."""
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for name in HEADS:
+        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for row in rows:
+        spread = row.speedup
+        cells = [
+            row.method if row.fidelity == "exact" else f"{row.method} ({row.fidelity})",
+            str(row.concurrency),
+            str(row.runs),
+            f"{row.speed:.1f}",
+            "" if spread is None else f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})",
+            "" if row.ttft_ms is None else f"{row.ttft_ms:.1f}",
+            "" if row.tpot_ms is None else f"{row.tpot_ms:.2f}",
+            f"{row.acceptance:.2f}",
+            agreement(row),
+        ]
+        wins = best is not None and best.get(row.concurrency) == row.method
+        shown.add_row(*cells, style="bold red" if row.errors else "bold" if wins else "")
+    return shown

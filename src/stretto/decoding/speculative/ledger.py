@@ -1,0 +1,157 @@
+"""The ledger: what steps were predicted to take and give, against what they took and gave.
+
+It keeps the pace of plain steps and of drafted ones, from which come the worth of a token in milliseconds, the
+overhead that the price of a pass does not hold, and the verdict whether drafting as a whole beats plain decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stretto.core.batch import PassPrice
+    from stretto.decoding.method import Load
+
+FEW_PLAIN = 2
+"""Plain steps at the start of a life, from which their overhead is learnt."""
+PLAIN_EVERY = 128
+"""While drafting, one step in so many is plain, so that what it is compared with stays fresh."""
+TRIAL = 24
+"""Drafted steps after which they are judged against plain ones to the last percent."""
+DOUBT = 0.6
+"""Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
+UNKNOWN_OVERHEAD = 0.3
+"""Milliseconds that a drafted step is thought to take beyond a plain one before any was seen."""
+REST = 64
+"""Steps that drafting rests at first behind a lost trial; twice as many behind the next one."""
+LONGEST_REST = 512
+FORGET = 0.003
+"""Share of what is known of drafted steps that a step without drafts forgets."""
+FADE = 0.96
+"""What the sums of a trial keep of themselves from step to step."""
+
+
+class GuessedPrice:
+    """Stands in for the price of a backend that has none: what plain steps took, and 3 % of it for each further row."""
+
+    def __init__(self) -> None:
+        self.step = 1.0
+
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
+        """Return the milliseconds expected of a pass."""
+        return self.step * (0.97 + 0.03 * rows)
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that forgets: each value counts as one in at most ``memory``."""
+
+    value: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, memory: float) -> None:
+        """Take one value in."""
+        self.weight = min(self.weight + 1.0, memory)
+        self.value += (value - self.value) / self.weight
+
+
+class Ledger:
+    """Of one allocator. All figures are milliseconds of wall time and tokens of all its requests together."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """``clock`` tells seconds."""
+        self._clock = clock
+        self.plain_overhead, self.drafted_overhead = Mean(), Mean()
+        """Of a step, beyond the price of its pass and the time of its drafters; below 0 where the price is too high."""
+        self.steps = 0
+        self.resting = 0
+        """Steps that drafting still rests."""
+        self.won = self.lost = 0
+        """Trials."""
+        self._rest = REST
+        self._trial = 0
+        self._would_take = self._took = 0.0
+        self._wall, self._tokens = Mean(), Mean()
+        self._last: tuple[int, float] | None = None
+        self._guess = GuessedPrice()
+
+    def price(self, price: PassPrice | None) -> PassPrice:
+        """Return the price of a backend, or a guess where it has none."""
+        return self._guess if price is None else price
+
+    def plain_ms(self, price: PassPrice, load: Load) -> float:
+        """Return what a step takes in which nobody drafts."""
+        return price.ms(load.rows, load.context) + self.plain_overhead.value
+
+    def drafted_extra(self) -> float:
+        """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
+        return self.drafted_overhead.value if self.drafted_overhead.weight else self._unknown()
+
+    def token_ms(self, price: PassPrice, load: Load) -> float:
+        """Return what a token is worth: the milliseconds one takes at the present pace."""
+        if self._tokens.weight < FEW_PLAIN:
+            return self.plain_ms(price, load) / max(1, load.requests)
+        return self._wall.value / max(self._tokens.value, 1e-9)
+
+    def wants_plain(self) -> bool:
+        """Whether the step to come should be a plain one, for comparison or because drafting rests."""
+        return self.resting > 0 or self.plain_overhead.weight < FEW_PLAIN or self.steps % PLAIN_EVERY == 0
+
+    def book(
+        self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float
+    ) -> tuple[float, float] | None:
+        """Book a step that ends now; return its wall time and what a plain one would have taken, in milliseconds.
+
+        ``step`` is the engine's number of it, ``drafted`` its drafted rows, ``tokens`` those that its requests gained,
+        ``spent`` the milliseconds of its drafters. None: steps with prompt slices, and the first behind a pause, tell
+        nothing.
+        """
+        now = self._clock()
+        last, self._last = self._last, (step, now)
+        self.steps += 1
+        if last is None or last[0] != step - 1 or load.rows > load.requests:
+            return None
+        wall = (now - last[1]) * 1e3
+        if self.resting:
+            self.resting -= 1
+            return wall, wall
+        expected = price.ms(load.rows + drafted, load.context)
+        if not drafted and not spent:
+            if price is self._guess:
+                self._guess.step += 0.1 * (wall - self._guess.step)
+            else:
+                self.plain_overhead.add(min(wall - expected, 2 * expected + 5.0), 64)
+        elif drafted:
+            if not self.drafted_overhead.weight:
+                self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
+            self.drafted_overhead.add(min(wall - expected - spent, 2 * expected + 5.0), 64)
+            self._try(wall, tokens * self.plain_ms(price, load) / max(1, load.requests))
+        if not drafted:  # what kept steps from drafting may have been a hiccup: it is forgotten by and by
+            self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
+        self._wall.add(wall, 64)
+        self._tokens.add(tokens, 64)
+        return wall, (price.ms(load.rows, load.context) if drafted else expected) + self.plain_overhead.value
+
+    def gain(self) -> float:
+        """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""
+        return self._would_take / self._took if self._took > 0 else 1.0
+
+    def _unknown(self) -> float:
+        return self.plain_overhead.value + UNKNOWN_OVERHEAD
+
+    def _try(self, wall: float, would_take: float) -> None:
+        """Go on with a trial; one that is lost sends drafting to rest."""
+        self._trial += 1
+        self._took = self._took * FADE + wall
+        self._would_take = self._would_take * FADE + would_take
+        doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
+        if self._would_take < self._took * (1.0 - doubt):
+            self.lost += 1
+            self.resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+            self._trial, self._took, self._would_take = 0, 0.0, 0.0
+        elif self._trial == TRIAL:
+            self.won += 1
+            self._rest = REST

@@ -1,0 +1,277 @@
+"""The allocator of ``auto``: every row and every drafter must pay for itself, in milliseconds.
+
+A drafter runs for a request while the tokens that it adds to those of the drafters before it are worth more than the
+time that it takes; one that does not is asked again now and then. Of the union of all trees, the nodes that are most
+likely to survive are sent, as many as give the most tokens per millisecond of the step (the rule of DySpec and
+OPT-Tree with the price of the pass instead of a budget, over all requests at once as in TETRIS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stretto.decoding.speculative.allocator import Drafted
+from stretto.decoding.speculative.calibration import Calibration, Counts
+from stretto.decoding.speculative.ledger import Ledger, Mean
+
+if TYPE_CHECKING:
+    from stretto.core.batch import PassPrice
+    from stretto.core.request import Request
+    from stretto.decoding.method import Load, Services
+    from stretto.decoding.speculative.drafter import Observation
+
+HOPE = 1.0
+"""Tokens that a drafter nobody has tried yet is thought to add."""
+PATIENT = 16
+"""Steps between two trials of a drafter that does not pay, at least."""
+LONGEST_WAIT = 8
+"""How many times rarer trials become while they fail."""
+TRIAL_SHARE = 0.005
+"""Share of the time that such trials may take."""
+PRICEY = 0.05
+"""Share of a step's time from which a drafter is worth thinking about."""
+PACE_BOUND = 1.25
+"""How many times slower than in a step without drafts a request may go for the drafts of others."""
+ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""Numbers of drafted rows among which the best is looked for."""
+
+Place = tuple[str, int]
+"""A drafter, and how much the drafters before it had found: 0 (next to nothing) to 2 (much)."""
+
+
+@dataclass(slots=True)
+class Own:
+    """What is remembered of one request."""
+
+    counts: Counts = field(default_factory=dict)
+    worth: dict[Place, Mean] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    """Of this step, by drafter."""
+    paths: list[float] = field(default_factory=list)
+    sent: float = 8.0
+    """Nodes sent in a step, of late."""
+
+
+class Paying:
+    """One for one method; see ``Allocator``."""
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.calibration, self.ledger = Calibration(), ledger or Ledger()
+        self.worth: dict[Place, Mean] = {}
+        """Tokens that each drafter adds to those before it, per request and call."""
+        self.cost: dict[str, Mean] = {}
+        """Milliseconds of each drafter, per request and call."""
+        self._due: dict[str, int] = {}
+        """Step of each drafter's next trial."""
+        self._wait: dict[str, int] = {}
+        self._token = 0.0
+        """What a token is worth, in milliseconds, as of the last step."""
+        self.services: Services | None = None
+
+    def bind(self, services: Services) -> None:
+        """Take the engine's services."""
+        self.services = services
+
+    def bid(self, request: Request, most: int) -> int:
+        """Bid for somewhat more rows than were sent of late, or for none."""
+        if self.ledger.wants_plain():
+            return 0
+        own = self._own(request)
+        if self.cost and not any(self._runs(name, own, (name, 0)) for name in self.cost):
+            return 0
+        return min(most, int(2 * own.sent) + 4)
+
+    def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
+        """Let a drafter run where it pays, or is due for a trial."""
+        rooms = []
+        for found, room in zip(drafted, rows, strict=True):
+            own = self._own(found.request)
+            place = own.places[drafter] = self._place(drafter, found, own)
+            rooms.append(room if self._runs(drafter, own, place) else 0)
+        return rooms
+
+    def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Return the nodes that give the most tokens per millisecond, all requests together."""
+        nodes: list[tuple[float, int, int]] = []
+        for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
+            own = self._own(found.request)
+            own.paths = self.calibration.paths(own.counts, found.tree)
+            mine = sorted((-chance, number, node) for node, chance in enumerate(own.paths))
+            nodes += mine[:limit]
+        if not nodes:
+            return [()] * len(drafted)
+        if len(drafted) > 1:
+            nodes.sort()
+        price, load = self._price(drafted[0].request.model)
+        count = self._best([-chance for chance, _, _ in nodes], price, load)
+        count = self._within_pace(nodes, count, len(drafted), price, load)
+        sent: list[list[int]] = [[] for _ in drafted]
+        for _, number, node in nodes[:count]:
+            sent[number].append(node)
+        for each, found in zip(sent, drafted, strict=True):
+            each.sort()
+            own = self._own(found.request)
+            own.sent += 0.2 * (len(each) - own.sent)
+        return sent
+
+    def learn(
+        self, drafted: Sequence[Drafted], observations: Sequence[Observation], spent: Mapping[str, float]
+    ) -> None:
+        """Book the step; learn how its nodes fared and what each drafter added."""
+        if not observations:
+            return
+        assert self.services is not None
+        price, load = self._price(observations[0].request.model)
+        gained = sum(len(seen.committed.tokens) for seen in observations)
+        rows = sum(len(seen.tree) for seen in observations)
+        tokens = gained + load.requests - len(observations)
+        booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
+        if booked is not None:
+            for seen in observations:
+                seen.request.stats.decoding_ms += booked[0]
+                seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+        if not spent:
+            return
+        self._token = self.ledger.token_ms(price, load)
+        asked = dict.fromkeys(spent, 0)
+        for found, seen in _pairs(drafted, observations):
+            own = self._own(found.request)
+            self.calibration.learn(own.counts, found.tree, seen.committed.tokens)
+            best = 0
+            for name in found.asked:
+                asked[name] += 1
+                if name in found.later:
+                    continue
+                added = _owned(seen, name)
+                place = own.places.get(name, (name, 0))
+                self.worth.setdefault(place, Mean(HOPE, 1.0)).add(max(0, added - best), 256)
+                own.worth.setdefault(place, Mean()).add(max(0, added - best), 32)
+                best = max(best, added)
+        for name, ms in spent.items():
+            self.cost.setdefault(name, Mean()).add(ms / max(1, asked[name]), 32)
+            self._schedule(name, asked[name], price, load)
+
+    def hears(self, drafter: str) -> bool:
+        """Whether it runs for anybody, or costs next to nothing."""
+        return not self.ledger.resting and self._wait.get(drafter, 1) == 1
+
+    def end(self, request: Request) -> None:
+        """Say in the request's statistics why it went as it did."""
+        request.stats.why = self.why(request)
+
+    def why(self, request: Request) -> str:
+        """Return in a few words which drafters run for a request, and what those at rest would bring."""
+        if self.ledger.resting:
+            return f"plain: drafting took longer than it saved {self.ledger.lost} times, tried again later"
+        own, words = self._own(request), []
+        for name in self.cost:
+            worth, cost = self._worth((name, 0), own), self.cost[name].value
+            runs = self._pays(name, own, (name, 0))
+            words.append(f"{name} {'on' if runs else 'off'} ({worth:.2f} tokens for {cost:.2f} ms)")
+        return ", ".join(words) or "nothing drafted yet"
+
+    def thresholds(self, drafter: str, rounds: float, model: str = "target") -> tuple[float, float]:
+        """Return in tokens what a row of the pass costs at least, and a further round of a drafter's own passes.
+
+        ``rounds``: how many the drafter makes in a call, on average.
+        """
+        price, load = self._price(model)
+        token = self.ledger.token_ms(price, load)
+        row = (price.ms(load.rows + 8, load.context) - price.ms(load.rows, load.context)) / 8
+        cost = self.cost.get(drafter)
+        return max(0.01, 0.5 * row / token), 0.0 if cost is None else cost.value / rounds / token
+
+    def _price(self, model: str) -> tuple[PassPrice, Load]:
+        assert self.services is not None
+        return self.ledger.price(self.services.models[model].price), self.services.load[model]
+
+    def _own(self, request: Request) -> Own:
+        own = request.memory.get("paying")
+        if own is None:
+            own = request.memory["paying"] = Own()
+        return own
+
+    def _worth(self, place: Place, own: Own) -> float:
+        """Return the tokens that a drafter adds to a request: its own mean, leaning on that of all."""
+        general = self.worth.get(place)
+        value = HOPE if general is None else general.value
+        mine = own.worth.get(place)
+        return value if mine is None else (mine.value * mine.weight + 8.0 * value) / (mine.weight + 8.0)
+
+    def _pays(self, name: str, own: Own, place: Place) -> bool:
+        """Whether what a drafter adds is worth more than its time."""
+        cost = self.cost.get(name)
+        return cost is None or self._worth(place, own) * self._token > cost.value
+
+    def _runs(self, name: str, own: Own, place: Place) -> bool:
+        """Whether a drafter runs in this step: it pays, or is due for a trial."""
+        assert self.services is not None
+        return self._due.get(name, 0) <= self.services.steps or self._pays(name, own, place)
+
+    def _place(self, name: str, found: Drafted, own: Own) -> Place:
+        """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
+        cost = self.cost.get(name)
+        price, load = self._price(found.request.model)
+        if cost is None or not found.by_drafter or cost.value < PRICEY * self.ledger.plain_ms(price, load):
+            return name, 0
+        expected = max(sum(self.calibration.paths(own.counts, d.tree)) for d in found.by_drafter.values())
+        return name, 0 if expected < 0.75 else 1 if expected < 2.5 else 2
+
+    def _schedule(self, name: str, calls: int, price: PassPrice, load: Load) -> None:
+        """Set the next trial of a drafter that was asked, later each time while it does not pay."""
+        assert self.services is not None
+        step, share = self.ledger.plain_ms(price, load), self.cost[name].value * calls
+        worth = self.worth.get((name, 0))
+        pays = (HOPE if worth is None else worth.value) * self._token > self.cost[name].value
+        self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
+        wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name] if self.cost[name].weight > 3 else 1
+        self._due[name] = self.services.steps + int(wait)
+
+    def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
+        """Return how many of the nodes, best first, give the most tokens per millisecond."""
+        plain = self.ledger.plain_ms(price, load)
+        best, count, tokens, taken = load.requests / plain, 0, float(load.requests), 0
+        extra = self.ledger.drafted_extra()
+        for rows in ROW_STEPS[1:]:
+            rows = min(rows, len(chances))
+            tokens += sum(chances[taken:rows])
+            taken = rows
+            rate = tokens / (price.ms(load.rows + rows, load.context) + extra)
+            if rate > best:
+                best, count = rate, rows
+            if rows == len(chances):
+                break
+        return count
+
+    def _within_pace(
+        self, nodes: Sequence[tuple[float, int, int]], count: int, drafting: int, price: PassPrice, load: Load
+    ) -> int:
+        """Lower ``count`` until nobody is held up beyond the bound by what others drafted."""
+        if load.requests == 1:
+            return count
+        plain = self.ledger.plain_ms(price, load)
+        extra = self.ledger.drafted_extra()
+        while count:
+            tokens = [1.0] * drafting
+            for chance, number, _ in nodes[:count]:
+                tokens[number] -= chance
+            slowest = 1.0 if drafting < load.requests else min(tokens)
+            if price.ms(load.rows + count, load.context) + extra <= PACE_BOUND * slowest * plain:
+                break
+            count = count * 3 // 4
+        return count
+
+
+def _pairs(drafted: Sequence[Drafted], observations: Sequence[Observation]) -> list[tuple[Drafted, Observation]]:
+    by_request = {found.request.id: found for found in drafted}
+    return [(found, seen) for seen in observations if (found := by_request.get(seen.request.id)) is not None]
+
+
+def _owned(seen: Observation, name: str) -> int:
+    """Return how many of the accepted nodes in a row were the drafter's."""
+    for count, node in enumerate(seen.nodes):
+        if name not in seen.tree.owners[node]:
+            return count
+    return len(seen.nodes)

@@ -1,0 +1,163 @@
+"""Prompt files: JSON Lines, Spec-Bench's format, plain text, each also compressed with xz.
+
+Per line of JSON Lines one object; what its prompt is follows from its keys, the first of these that it has:
+
+- ``messages``: a conversation, through the checkpoint's chat template.
+- ``turns``: Spec-Bench (arXiv 2401.07851). The first turn is asked, further ones are counted and left out.
+- ``question``: one thing that a user says. Like a turn it goes through the chat template if the checkpoint has one.
+- ``prompt``: a text that is continued, or a list of token ids. A ``completion`` beside it is somebody else's answer and
+  is left out.
+- ``text``: a document, taken as a text that is continued.
+
+``category`` (or else ``source``) names the group that a prompt is counted in; without either it is the file's name up
+to its first dot. Any other file is plain text: one prompt a paragraph, or one a line where it has no empty lines.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stretto.core.params import SamplingParams
+from stretto.engine.llm import LLM
+
+KEYS = ("messages", "turns", "question", "prompt", "text")
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt as it is run."""
+
+    ids: tuple[int, ...]
+    params: SamplingParams
+    category: str
+    text: str
+    """For people: what the ids say."""
+
+
+@dataclass(slots=True)
+class Course:
+    """The prompts of a race, and what was left out on the way to them."""
+
+    asked: list[Asked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was left out and why, each a sentence."""
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories in the order in which they first appear."""
+        return list(dict.fromkeys(each.category for each in self.asked))
+
+
+def open_text(path: Path) -> str:
+    """Return the text of a file, plain or ``.xz``. Raises ``OSError``, and ``ValueError`` for what is no UTF-8 text."""
+    try:
+        if path.suffix == ".xz":
+            with lzma.open(path, "rt", encoding="utf-8") as file:
+                return file.read()
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, lzma.LZMAError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; expected text in UTF-8, plain or compressed as .xz"
+        ) from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSON Lines file, without empty lines. Raises ``ValueError`` naming the line."""
+    for number, line in enumerate(open_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); expected one object a line") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}, line {number} is {line:.60}; expected an object with one of {', '.join(KEYS)}")
+        yield number, found
+
+
+def read_course(paths: Sequence[Path], llm: LLM, params: SamplingParams, *, limit: int | None = None) -> Course:
+    """Return the prompts of some files, encoded, each to be run with ``params``.
+
+    Left out are empty prompts, those that leave no room for ``max_tokens`` in the model's context or in the cache, and,
+    with ``limit``, all but so many, taken evenly over the files. Raises ``ValueError`` when none is left, and naming
+    the line of a prompt that cannot be read.
+    """
+    course = Course()
+    found: list[tuple[Any, str]] = []
+    for path in paths:
+        found += _entries(path)
+    if later := sum(len(value) - 1 for value, _ in found if isinstance(value, _Turns)):
+        course.notes.append(f"{later} second and later turns are left out: of each conversation the first is asked")
+    if limit is not None and limit < len(found):
+        course.notes.append(f"{limit} of {len(found)} prompts are taken, evenly over the files")
+        found = [found[place * len(found) // limit] for place in range(limit)]
+    room = min(llm.model.context, llm.engine.caches["target"].capacity) - (params.max_tokens or 1)
+    empty = long = 0
+    for value, category in found:
+        ids = _encode(llm, value)
+        empty += not ids
+        long += len(ids) > room
+        if 0 < len(ids) <= room:
+            text = value if isinstance(value, str) else llm.tokenizer.decode(ids) if llm.tokenizer else ""
+            course.asked.append(Asked(tuple(ids), params, category, text))
+    if empty:
+        course.notes.append(f"{empty} empty prompts are left out")
+    if long:
+        course.notes.append(
+            f"{long} prompts are left out: longer than {room} tokens, which is what {params.max_tokens} new ones leave"
+        )
+    if not course.asked:
+        told = "; ".join(course.notes) or "the files hold none"
+        raise ValueError(f"no prompt is left of {', '.join(map(str, paths))}: {told}")
+    return course
+
+
+class _Turns(list[str]):
+    """What a user says, turn by turn; only the first is asked."""
+
+
+def _entries(path: Path) -> list[tuple[Any, str]]:
+    """Return (prompt, category) of each entry of a file."""
+    name = path.name.partition(".")[0]
+    if (path.with_suffix("") if path.suffix == ".xz" else path).suffix not in JSON_SUFFIXES:
+        return [(text, name) for text in _paragraphs(open_text(path))]
+    found: list[tuple[Any, str]] = []
+    for number, entry in json_lines(path):
+        key = next((key for key in KEYS if key in entry), None)
+        value = entry.get(key or "")
+        if key == "question":
+            value = [value]
+        if key in ("turns", "question"):
+            value = _Turns(value) if isinstance(value, list) and value and isinstance(value[0], str) else None
+        kinds = {"messages": list, "turns": list, "question": list, "prompt": str | list, "text": str}
+        if key is None or not isinstance(value, kinds[key]):
+            raise ValueError(
+                f"{path}, line {number} has the keys {sorted(entry)}; expected one of {', '.join(KEYS)}: a text, under "
+                "turns a list of texts, under messages a list of objects with role and content"
+            )
+        found.append((value, str(entry.get("category") or entry.get("source") or name)))
+    return found
+
+
+def _paragraphs(text: str) -> list[str]:
+    text = text.replace("\r\n", "\n").strip()
+    parts = text.split("\n\n") if "\n\n" in text else text.split("\n")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _encode(llm: LLM, value: Any) -> list[int]:
+    """Return the token ids of a prompt: a text, ids, turns or messages."""
+    if isinstance(value, _Turns):
+        template = None if llm.tokenizer is None else llm.tokenizer.chat_template
+        value = value[0] if template is None else [{"role": "user", "content": value[0]}]
+    if isinstance(value, str):
+        if llm.tokenizer is None:
+            raise ValueError(f"{llm.name} has no tokenizer: give prompts as lists of token ids")
+        return llm.tokenizer.encode(value) if value else []
+    return llm.encode_chat(value) if value and isinstance(value[0], dict) else list(value)

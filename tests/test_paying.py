@@ -1,0 +1,206 @@
+"""The allocator of ``auto`` on machines that do not exist: known costs, known chances, a clock of our own."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from itertools import combinations
+from types import SimpleNamespace
+
+import pytest
+
+from stretto.core.tree import DraftTree
+from stretto.decoding.method import Load
+from stretto.decoding.speculative.allocator import Drafted
+from stretto.decoding.speculative.calibration import Calibration
+from stretto.decoding.speculative.drafter import Draft
+from stretto.decoding.speculative.ledger import Ledger
+from stretto.decoding.speculative.paying import PACE_BOUND, ROW_STEPS, Paying
+from stretto.decoding.speculative.trees import only
+
+
+class Machine:
+    """Passes of ``base`` ms and ``row`` ms for each row beyond the free ones, on a clock that only it moves."""
+
+    def __init__(self, base: float = 10.0, row: float = 0.5, free: int = 4) -> None:
+        self.base, self.row, self.free, self.now = base, row, free, 0.0
+
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
+        return self.base + self.row * max(0, rows - self.free)
+
+    def clock(self) -> float:
+        return self.now / 1e3
+
+
+@dataclass
+class Game:
+    """Steps of one method's allocator: drafters of set skill and cost draft runs for requests that never end."""
+
+    machine: Machine
+    drafters: dict[str, tuple[float, float]]
+    """By name: the chance that each of its tokens is right, and the milliseconds that it takes."""
+    requests: int = 1
+    length: int = 6
+    overhead: float = 0.0
+    """Milliseconds that a drafted step takes beyond its pass, unknown to the price."""
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
+    calls: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    plain: int = 0
+
+    def __post_init__(self) -> None:
+        self.paying = Paying(Ledger(self.machine.clock))
+        self.services = SimpleNamespace(
+            models={"target": SimpleNamespace(price=self.machine)},
+            load={"target": Load(self.requests, self.requests, 0)},
+            steps=0,
+        )
+        self.paying.bind(self.services)
+        self.asked = [
+            SimpleNamespace(id=number, model="target", memory={}, stats=SimpleNamespace(decoding_ms=0.0, plain_ms=0.0))
+            for number in range(self.requests)
+        ]
+
+    def step(self) -> None:
+        """Draft, send, keep what is right, and let the clock run."""
+        self.services.steps += 1
+        rows = [self.paying.bid(request, 16) for request in self.asked]
+        drafted = [Drafted(request) for request, room in zip(self.asked, rows, strict=True) if room]
+        rooms = [room for room in rows if room]
+        spent: dict[str, float] = {}
+        for name, (skill, cost) in self.drafters.items() if drafted else ():
+            for found, room in zip(drafted, self.paying.rooms(name, drafted, rooms), strict=True):
+                if not room:
+                    continue
+                found.asked.append(name)
+                spent[name] = spent.get(name, 0.0) + cost
+                self.calls[name] = self.calls.get(name, 0) + 1
+                right = [self.chance.random() < skill for _ in range(min(room, self.length))]
+                tokens = [0 if each else 1 + len(name) for each in right]
+                found.by_drafter[name] = Draft(DraftTree.run(tokens, skill, name))
+        for found in drafted:
+            found.tree = DraftTree.union(draft.tree for draft in found.by_drafter.values())
+        sent = [only(f.tree, nodes) for f, nodes in zip(drafted, self.paying.select(drafted, rooms), strict=True)]
+        by_request = {found.request.id: tree for found, tree in zip(drafted, sent, strict=True)}
+        observations = [self.seen(request, by_request.get(request.id, DraftTree.run([]))) for request in self.asked]
+        rows_sent = sum(map(len, sent))
+        self.plain += not rows_sent
+        self.machine.now += self.machine.ms(self.requests + rows_sent) + sum(spent.values())
+        self.machine.now += self.overhead if rows_sent else 0.0
+        self.paying.learn(drafted, observations, spent)
+
+    def seen(self, request: SimpleNamespace, tree: DraftTree) -> SimpleNamespace:
+        nodes, node = [], -1
+        while (child := tree.child(node, 0)) is not None:
+            nodes.append(child)
+            node = child
+        self.tokens += len(nodes) + 1
+        return SimpleNamespace(
+            request=request, tree=tree, nodes=nodes, committed=SimpleNamespace(tokens=[0] * (len(nodes) + 1))
+        )
+
+    def play(self, steps: int) -> float:
+        """Return how many times faster than plain decoding ``steps`` steps were."""
+        began, tokens = self.machine.now, self.tokens
+        for _ in range(steps):
+            self.step()
+        plain = (self.tokens - tokens) / self.requests * self.machine.ms(self.requests)
+        return plain / (self.machine.now - began)
+
+
+def test_a_drafter_that_pays_is_used_and_one_that_does_not_is_asked_now_and_then():
+    game = Game(Machine(), {"good": (0.8, 0.5), "useless": (0.02, 0.4)})
+    assert game.play(100) > 2.0
+    before = dict(game.calls)
+    assert game.play(400) > 2.4
+    assert game.calls["good"] - before["good"] > 360
+    assert 0 < game.calls["useless"] - before["useless"] < 40
+
+
+def test_what_does_not_pay_costs_next_to_nothing():
+    assert Game(Machine(base=1.0, row=0.5, free=1), {"poor": (0.1, 0.8)}).play(1500) > 0.98
+
+
+def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():
+    """The control is the same game without the hidden overhead."""
+    game, control = (Game(Machine(), {"good": (0.6, 0.1)}, overhead=overhead) for overhead in (40.0, 0.0))
+    assert game.play(2000) > 0.95 and game.plain > 1950
+    assert control.play(2000) > 1.7 and control.plain < 100
+
+
+def test_a_drafter_that_becomes_good_is_found_out():
+    game = Game(Machine(), {"late": (0.0, 2.0)})
+    game.play(300)
+    game.drafters["late"] = (0.9, 2.0)
+    game.play(300)
+    assert game.play(200) > 2.0
+
+
+def tree_of(generator: random.Random, nodes: int) -> DraftTree:
+    parents = [generator.randint(-1, node - 1) for node in range(nodes)]
+    survival = [generator.choice([0.2, 0.5, 0.8]) / (1 + parents[:node].count(parents[node])) for node in range(nodes)]
+    return DraftTree(list(range(nodes)), parents, survival, [frozenset({"x"})] * nodes)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_nodes_sent_give_the_most_tokens_per_millisecond(seed: int):
+    """Against every subset that is a tree, over two requests at once."""
+    generator = random.Random(seed)
+    machine = Machine(base=generator.choice([2.0, 10.0]), row=generator.choice([0.3, 1.0, 3.0]), free=2)
+    game = Game(machine, {}, requests=2)
+    drafted = [Drafted(request, tree=tree_of(generator, 5)) for request in game.asked]
+    sent = game.paying.select(drafted, [5, 4])
+    paths = [game.paying.calibration.paths({}, found.tree) for found in drafted]
+    game.paying.ledger.plain_overhead.value = game.paying.ledger.drafted_overhead.value = 0.0
+    extra = game.paying.ledger.drafted_extra()
+
+    def rate(chosen: list[tuple[int, ...]]) -> float:
+        gained = 2 + sum(paths[i][node] for i, nodes in enumerate(chosen) for node in nodes)
+        rows = sum(map(len, chosen))
+        return gained / (machine.ms(2 + rows) + (extra if rows else 0.0))
+
+    def within(chosen: list[tuple[int, ...]]) -> bool:
+        slowest = min(1 + sum(paths[i][node] for node in nodes) for i, nodes in enumerate(chosen))
+        return machine.ms(2 + sum(map(len, chosen))) + extra <= PACE_BOUND * slowest * machine.ms(2)
+
+    def trees(tree: DraftTree, most: int) -> list[tuple[int, ...]]:
+        subsets = [nodes for count in range(most + 1) for nodes in combinations(range(len(tree)), count)]
+        return [nodes for nodes in subsets if all(tree.parents[node] in (-1, *nodes) for node in nodes)]
+
+    found = [tuple(nodes) for nodes in sent]
+    assert all(nodes in trees(each.tree, most) for nodes, each, most in zip(found, drafted, (5, 4), strict=True))
+    options = [[first, second] for first in trees(drafted[0].tree, 5) for second in trees(drafted[1].tree, 4)]
+    best = max(rate(option) for option in options)
+    assert not any(map(len, found)) or within(found)
+    if within(max(options, key=rate)):
+        assert rate(found) == pytest.approx(best)
+    assert ROW_STEPS[:11] == tuple(range(11)), "small numbers of rows are all looked at"
+
+
+def test_chances_come_out_as_often_as_they_are_told_to():
+    """Drafters with scales of their own, one too sure of itself and one too modest."""
+    generator, calibration = random.Random(3), Calibration()
+    skills = {"sure": (0.9, 0.4), "modest": (0.2, 0.7)}
+    for _ in range(600):
+        for name, (said, skill) in skills.items():
+            calibration.learn({}, DraftTree.run([1], said, name), [1 if generator.random() < skill else 2])
+    for name, (said, skill) in skills.items():
+        assert calibration.chance({}, frozenset({name}), 1, said) == pytest.approx(skill, abs=0.07)
+    both = DraftTree([1, 2], [-1, -1], [0.9, 0.9], [frozenset({"modest"}), frozenset({"sure"})])
+    assert sum(calibration.paths({}, both)) <= 1.0
+
+
+def test_nodes_that_were_not_sent_are_learnt_from_too():
+    calibration = Calibration()
+    tree = DraftTree([1, 2, 3], [-1, 0, 1], [0.5] * 3, [frozenset({"x"})] * 3)
+    assert calibration.learn({}, tree, [1, 2, 9]) == 2
+    assert calibration.chance({}, frozenset({"x"}), 3, 0.5) < 0.5 < calibration.chance({}, frozenset({"x"}), 1, 0.5)
+
+
+def test_nobody_is_held_up_beyond_the_bound_for_the_drafts_of_others():
+    game = Game(Machine(base=10.0, row=2.0, free=2), {}, requests=2)
+    sure = DraftTree.run([0] * 16, 1.0, "x")
+    sent = game.paying.select([Drafted(game.asked[0], tree=sure)], [16])
+    assert game.machine.ms(2 + len(sent[0])) <= PACE_BOUND * game.machine.ms(2)
+    alone = Game(Machine(base=10.0, row=2.0, free=2), {}, requests=1)
+    assert len(alone.paying.select([Drafted(alone.asked[0], tree=sure)], [16])[0]) > len(sent[0])
