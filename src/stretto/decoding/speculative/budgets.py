@@ -155,7 +155,7 @@ class SmartSpec(Everything):
         # Rounds are timed in milliseconds, which a guessed price does not speak.
         timed = None if isinstance(price, Guess) else self.round
         draft = DRAFT_SHARE * price.ms(1) if timed is None else timed
-        return price, self.services.load.get(model, Load()), draft
+        return price, self.services.load.get(model, Load(1, 1)), draft
 
 
 def best_lengths(
