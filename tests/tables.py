@@ -29,6 +29,17 @@ class Table(NullModel):
         return Result(logits)
 
 
+class Markov(NullModel):
+    """Its logits depend on a row's token alone: row ``token`` of ``table``, float32 [vocab, vocab]."""
+
+    def __init__(self, table: torch.Tensor, name: str = "target") -> None:
+        super().__init__(len(table), 512)
+        self.name, self.table = name, table
+
+    def forward(self, batch: Batch) -> Result:
+        return Result(self.table[[batch.tokens[row] for row in batch.wanted]])
+
+
 class Sums(ToyModel):
     """Says the sum of all tokens that a row sees, modulo the vocabulary."""
 

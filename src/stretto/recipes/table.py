@@ -11,10 +11,11 @@ from stretto.recipes.drafting import DRAFTING
 from stretto.recipes.jacobi import JACOBI
 from stretto.recipes.recipe import Aboard, Recipe
 from stretto.recipes.retrieval import RETRIEVAL
+from stretto.recipes.rules import RULES
 
 PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *DRAFTING, *RETRIEVAL, *JACOBI)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *DRAFTING, *RULES, *RETRIEVAL, *JACOBI)}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from stretto.core.choose import contenders, probabilities, sample
-from stretto.core.noise import Stream, gumbel
+from stretto.core.choose import contenders, probabilities
+from stretto.core.noise import NoiseKey, Stream, gumbel
 from stretto.core.picking import ranked
 from stretto.core.sampler import SamplerState
 from stretto.core.verifiers import Draws
@@ -30,7 +29,8 @@ class Candidates:
     ``without-replacement``: drawn one after the other, never the same twice, as the largest sums of log-probability and
     Gumbel noise (arXiv 1903.06059). The two last draw with a noise stream of their own, and what they say of a
     candidate's chance is read from the distribution alone: a chance that knew the token would bias whoever drops
-    candidates by it.
+    candidates by it. No two of their draws share noise, not even at one place of the text in two steps: a verifier may
+    have judged by the earlier one. Greedy requests have nothing to draw and are given the leading candidates.
     """
 
     def __init__(self, growth: Growth, draws: Draws) -> None:
@@ -41,38 +41,42 @@ class Candidates:
 
     def expand(
         self, logits: Tensor, rows: Sequence[int], nodes: Sequence[int], states: Sequence[SamplerState]
-    ) -> tuple[list[Expansion], list[Tensor]]:
+    ) -> tuple[list[Expansion], list[Tensor | None]]:
         """Return for each node its candidates, and the distribution float64 [V] they were drawn from, if one was.
 
         Node i is at ``states[i]``, its logits are row ``rows[i]`` of ``logits``, float32 [R, V].
         """
+        expansions: dict[int, Expansion] = {}
+        q: list[Tensor | None] = [None] * len(nodes)
+        leading = list(range(len(nodes)))
         if self.draws != "coupled":
-            q = [probabilities(logits[row], state) for row, state in zip(rows, states, strict=True)]
-            drawn = [self._drawn(*each) for each in zip(nodes, q, states, strict=True)]
-            return drawn, q
+            leading = [i for i in leading if not states[i].params.temperature]
+            for i in set(range(len(nodes))).difference(leading):
+                drawn = q[i] = probabilities(logits[rows[i]], states[i])
+                expansions[i] = self._drawn(nodes[i], drawn, states[i])
         count = self.width + (self.estimator == "margin")
-        found = contenders(logits, states, count, rows=rows)
-        if self.estimator == "margin":
-            return [
-                Expansion(node, tokens[: self.width], margins(scores)[: self.width])
-                for node, (tokens, scores) in zip(nodes, found, strict=True)
-            ], []
-        expansions = []
-        for node, row, state, (tokens, _) in zip(nodes, rows, states, found, strict=True):
-            p = spread(logits[row], state)
-            expansions.append(Expansion(node, tokens, p[tokens].tolist(), entropy(p)))
-        return expansions, []
+        found = contenders(logits, [states[i] for i in leading], count, rows=[rows[i] for i in leading])
+        for i, (tokens, scores) in zip(leading, found, strict=True):
+            if self.estimator == "margin":
+                expansions[i] = Expansion(nodes[i], tokens[: self.width], margins(scores)[: self.width])
+            else:
+                p = spread(logits[rows[i]], states[i])
+                expansions[i] = Expansion(nodes[i], tokens, p[tokens].tolist(), entropy(p))
+        return [expansions[i] for i in range(len(nodes))], q
 
     def _drawn(self, node: int, q: Tensor, state: SamplerState) -> Expansion:
-        """Return tokens drawn from ``q``; the chance of draw number j is the probability of the token of rank j."""
-        key = state.key()
+        """Return tokens drawn from ``q``, no more than it has; the chance of draw j is the probability of rank j."""
+        root = state.generated - len(state.pending)  # names the step: the next one begins behind it
+        first, count = (node + 1) * self.width, min(self.width, int((q > 0.0).sum()))
+        scores = q.log()
         if self.draws == "independent":
-            tokens = [sample(q, replace(key, draw=draw).bits(Stream.DRAFT)) for draw in range(self.width)]
+            keys = [NoiseKey(state.committed.base, root, first + draw) for draw in range(count)]
+            noise = gumbel([key.bits(Stream.DRAFT) for key in keys], len(q), q.device)
+            tokens = (scores + noise).argmax(-1).tolist()
         else:
-            scores = q.log() + gumbel([key.bits(Stream.DRAFT)], len(q), q.device)[0]
-            ids = ranked(scores, self.width)
-            tokens = ids[scores[ids] > -math.inf].tolist()
-        chances = q.topk(min(len(tokens), len(q))).values.tolist()
+            bits = NoiseKey(state.committed.base, root, first).bits(Stream.DRAFT)
+            tokens = ranked(scores + gumbel([bits], len(q), q.device)[0], count).tolist()
+        chances = q.topk(count).values.tolist()
         return Expansion(node, tokens, chances, entropy(q))
 
 

@@ -199,7 +199,8 @@ class Rounds:
         first = 0
         for job, _ in reading:
             stop = first + len(job.frontier)
-            job.q.update(zip(job.frontier, q[first:stop], strict=False))
+            drawn = zip(job.frontier, q[first:stop], strict=True)
+            job.q.update((node, each) for node, each in drawn if each is not None)
             job.frontier = list(self.growth.grow(job.tree, expansions[first:stop], job.rows))
             job.advance()
             first = stop

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stretto.decoding.speculative.growth import Estimator, Expansion, Growing
+from stretto.decoding.speculative.growth import ROOT, Estimator, Expansion, Growing
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class DySpec:
     def _worth(self, tree: Growing) -> list[float]:
         """Return what each node's draw was worth before it was made."""
         left: dict[int, float] = {}
-        worth = []
+        worth: list[float] = []
         for node, parent in enumerate(tree.parents):
             rest = left.get(parent, 1.0)
-            worth.append(tree.chance(parent) * rest)
+            # Rounding must not make a draw worth more than the one without which it is not made.
+            worth.append(min(tree.chance(parent) * rest, 1.0 if parent == ROOT else worth[parent]))
             left[parent] = max(0.0, rest - tree.survival[node])
         return worth
 
