@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stretto.weights.files import whole
+
 
 @dataclass(frozen=True)
 class Documents:
