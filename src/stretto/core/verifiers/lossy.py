@@ -1,4 +1,7 @@
-"""Verifiers that keep what the target finds plausible: neither its text nor its distribution, and they say so."""
+"""Verifiers that keep what the target finds plausible: neither its text nor its distribution, and they say so.
+
+What they keep depends on what was drafted, so that a text depends on the rows that its drafts won, and on the load.
+"""
 
 import math
 
