@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -34,6 +34,7 @@ from speculation_texts import CATEGORIES, COPYING, CORPORA, GREEDY, Texts, head
 
 from stretto import LLM
 from stretto.kernels import native
+from stretto.race.record import Record
 from stretto.weights.resolve import embedded, resolve
 
 SECTIONS = ("pairs", "alone", "crowd", "synthetic", "human", "greedy")
@@ -62,7 +63,7 @@ class Size:
     tokens: int
     """Of a text on (a)."""
     large: int
-    """Of a text on (b)."""
+    """Of a text on (b); an edited one has up to three times as many."""
     crowd: int
     """Of each of many texts at once."""
     beside: int
@@ -116,8 +117,12 @@ class Bench:
         everything += [record for rounds in self.crowds.values() for each in rounds for record in each] + self.long
         large = replayed("b", self._load(self._large(), draft=True, weights="int8"), everything)
         self.targets.append(large)
-        shorter = {name: [head(each, self.size.large) for each in found] for name, found in self.records.items()}
-        return Course(large, shorter)
+        return Course(large, {name: self._shorter(name, found) for name, found in self.records.items()})
+
+    def _shorter(self, category: str, records: Sequence[Record]) -> list[Record]:
+        """Return the beginnings that are played on the large target."""
+        most = self.size.large * (3 if category == COPYING else 1)
+        return [head(each, most) for each in records]
 
     def course_human(self) -> Course:
         """Return the large target without a draft, saying human texts."""
@@ -177,8 +182,8 @@ class Bench:
         for row in measure_synthetic(target, self.long, size.pairs, peer) if self.long else ():
             yield "synthetic", row
         for name, records in self.greedy.items():
-            shorter = [head(each, size.large) for each in records]
-            yield "greedy", measure_alone(Course(target, {name: shorter}), name, size.beside, None)
+            course = Course(target, {name: self._shorter(name, records)})
+            yield "greedy", measure_alone(course, name, size.beside, None)
 
 
 def report(asked: argparse.Namespace, models: Path) -> bool:

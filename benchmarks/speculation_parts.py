@@ -9,7 +9,7 @@ from typing import Any
 
 from peers import Loaded
 from speculation_play import Played, Target, alternate
-from speculation_synthetic import RATES, measure_rate
+from speculation_synthetic import RATES, measure_rate, step_overhead
 from speculation_texts import head
 
 from stretto.race.record import Record
@@ -129,5 +129,6 @@ def measure_synthetic(
     target: Target, records: Sequence[Record], pairs: int, peer: Loaded | None, rates: Sequence[float] = RATES
 ) -> Iterator[Row]:
     """Play texts with a drafter that errs at a set rate."""
+    overhead = step_overhead(target, records)
     for rate in rates:
-        yield measure_rate(target, records, rate, pairs, peer)
+        yield measure_rate(target, records, rate, overhead, pairs, peer)

@@ -96,16 +96,19 @@ def forecast(price: PassPrice, context: int, rate: float, overhead: float, lengt
     return Forecast(best, at(best))
 
 
+def step_overhead(target: Target, records: Sequence[Record]) -> float:
+    """Return the milliseconds of a plain step beyond the price of its pass, the median of three texts."""
+    shorts = [head(record, PLAIN_TOKENS) for record in records[:3]]
+    paces = [1e3 * target.play([each], "plain").pace for each in shorts]
+    return max(0.0, median(paces) - _price(target).ms(1, _context(shorts[0])))
+
+
 def measure_rate(
-    target: Target, records: Sequence[Record], rate: float, pairs: int, peer: Loaded | None
+    target: Target, records: Sequence[Record], rate: float, overhead: float, pairs: int, peer: Loaded | None
 ) -> dict[str, Any]:
     """Return a row: the best length by the price, its forecast, what it won, and llama.cpp at the same rate."""
-    price = target.llm.model.price
-    assert price is not None
-    context = len(records[0].asked.ids) + len(records[0].tokens) // 2
+    price, context = _price(target), _context(records[0])
     shorts = [head(record, PLAIN_TOKENS) for record in records]
-    warm = target.play(shorts[:1], "plain")
-    overhead = max(0.0, 1e3 * warm.pace - price.ms(1, context))
     length = forecast(price, context, rate, overhead).length
     name = f"synthetic-{rate}"
     target.llm.engine.add_method(Speculative(name, [Erring(records, rate, length)], rows=length))
@@ -125,6 +128,18 @@ def measure_rate(
         "rate": rate, "run": length, **ratios.cells("speed-up"), "by the price": median(expected),
         "off by": ratios.median / median(expected) - 1, "over llama.cpp's own": median(theirs) if theirs else None,
     }  # fmt: skip
+
+
+def _price(target: Target) -> PassPrice:
+    price = target.llm.model.price
+    if price is None:
+        raise RuntimeError("passes have no price without the native library; leave the synthetic section out")
+    return price
+
+
+def _context(record: Record) -> int:
+    """Return the positions that stand before the middle of a text."""
+    return len(record.asked.ids) + len(record.tokens) // 2
 
 
 def _peer_pace(peer: Loaded, rate: float, context: int) -> float:

@@ -26,8 +26,8 @@ GREEDY = SamplingParams(temperature=0.0)
 
 OPENING = 64
 """Tokens of a document that are its prompt."""
-COPIED = 160
-"""Tokens of a document that is to be edited, about."""
+COPIED = 640
+"""Characters of a document that is to be edited."""
 GRAM, MOST_REPEATED = 8, 0.2
 SHORTEST = 40
 """Tokens of a text that is worth timing."""
@@ -71,10 +71,10 @@ class Texts:
         found: list[Record] = []
         for document in self._documents("stories"):
             text = " ".join(document.get("text", "").split())
-            for start in range(0, len(text) - 8 * COPIED, 8 * COPIED):
-                passage = text[start : start + 8 * COPIED].partition(" ")[2].rpartition(" ")[0]
+            for start in range(0, len(text) - COPIED, COPIED):
+                passage = text[start : start + COPIED].partition(" ")[2].rpartition(" ")[0]
                 prompt, answer = edit(passage, random.Random(len(found)))
-                ids, tokens = self.llm.tokenizer.encode(prompt), self.llm.tokenizer.encode_plain(answer)[:COPIED]
+                ids, tokens = self.llm.tokenizer.encode(prompt), self.llm.tokenizer.encode_plain(answer)
                 if self._keeps(COPYING, tokens):
                     found.append(self._record(COPYING, ids, tokens, params))
                 if len(found) == wanted:
