@@ -303,5 +303,5 @@ def short_of_memory(share: float) -> Provoke:
     return provoke
 
 
-meets("It fits in another format")(short_of_memory(0.7))
+meets("It fits in another format")(short_of_memory(0.8))
 meets("It does not fit")(short_of_memory(0.01))
