@@ -24,10 +24,11 @@ TRIAL = 24
 DOUBT = 0.6
 """Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
 UNKNOWN_OVERHEAD = 0.3
-"""Milliseconds that a drafted step is thought to take beyond a plain one before any was seen."""
-REST = 64
-"""Steps that drafting rests at first behind a lost trial; twice as many behind the next one."""
-LONGEST_REST = 512
+"""Milliseconds that a drafted step is thought to take beyond twice a plain one's overhead before any was seen."""
+LOSS_SHARE = 0.01
+"""Share of the time that lost trials may take: drafting rests behind one until its loss is no more than that."""
+SHORTEST_REST, LONGEST_REST = 32, 2048
+"""Steps."""
 FORGET = 0.003
 """Share of what is known of drafted steps that a step without drafts forgets."""
 FADE = 0.96
@@ -71,7 +72,6 @@ class Ledger:
         """Steps that drafting still rests."""
         self.won = self.lost = 0
         """Trials."""
-        self._rest = REST
         self._trial = 0
         self._would_take = self._took = 0.0
         self._wall, self._tokens = Mean(), Mean()
@@ -128,7 +128,7 @@ class Ledger:
             if not self.drafted_overhead.weight:
                 self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
             self.drafted_overhead.add(min(wall - expected - spent, 2 * expected + 5.0), 64)
-            self._try(wall, tokens * self.plain_ms(price, load) / max(1, load.requests))
+            self._try(wall, tokens / max(1, load.requests), self.plain_ms(price, load))
         if not drafted:  # what kept steps from drafting may have been a hiccup: it is forgotten by and by
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
         self._wall.add(wall, 64)
@@ -140,18 +140,21 @@ class Ledger:
         return self._would_take / self._took if self._took > 0 else 1.0
 
     def _unknown(self) -> float:
-        return self.plain_overhead.value + UNKNOWN_OVERHEAD
+        return 2 * max(0.0, self.plain_overhead.value) + UNKNOWN_OVERHEAD
 
-    def _try(self, wall: float, would_take: float) -> None:
-        """Go on with a trial; one that is lost sends drafting to rest."""
+    def _try(self, wall: float, plain_steps: float, plain: float) -> None:
+        """Go on with a trial: a step of ``wall`` ms did the work of so many plain ones of ``plain`` ms each.
+
+        One that is lost sends drafting to rest.
+        """
         self._trial += 1
         self._took = self._took * FADE + wall
-        self._would_take = self._would_take * FADE + would_take
+        self._would_take = self._would_take * FADE + plain_steps * plain
         doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
         if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
-            self.resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+            loss = (self._took - self._would_take) / (LOSS_SHARE * max(plain, 1e-6))
+            self.resting = int(min(max(loss, SHORTEST_REST), LONGEST_REST))
             self._trial, self._took, self._would_take = 0, 0.0, 0.0
         elif self._trial == TRIAL:
             self.won += 1
-            self._rest = REST

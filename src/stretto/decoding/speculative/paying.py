@@ -30,6 +30,8 @@ LONGEST_WAIT = 8
 """How many times rarer trials become while they fail."""
 TRIAL_SHARE = 0.005
 """Share of the time that such trials may take."""
+ROUND_OVERHEAD = 0.5
+"""Milliseconds that a round of a draft model is thought to take beyond its pass before any was seen."""
 PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
@@ -180,8 +182,12 @@ class Paying:
         price, load = self._price(model)
         token = self.ledger.token_ms(price, load)
         row = (price.ms(load.rows + 8, load.context) - price.ms(load.rows, load.context)) / 8
-        cost = self.cost.get(drafter)
-        return max(0.01, 0.5 * row / token), 0.0 if cost is None else cost.value / rounds / token
+        if drafter in self.cost:
+            round_ms = self.cost[drafter].value / rounds
+        else:  # nothing is known yet but what passes of the draft model cost
+            own = self.services.models.get(drafter) if self.services else None
+            round_ms = ROUND_OVERHEAD + (own.price.ms(4) if own is not None and own.price is not None else 0.0)
+        return max(0.01, 0.5 * row / token), round_ms / token
 
     def _price(self, model: str) -> tuple[PassPrice, Load]:
         assert self.services is not None
@@ -226,7 +232,7 @@ class Paying:
         worth = self.worth.get((name, 0))
         pays = (HOPE if worth is None else worth.value) * self._token > self.cost[name].value
         self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
-        wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name] if self.cost[name].weight > 3 else 1
+        wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name]
         self._due[name] = self.services.steps + int(wait)
 
     def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
