@@ -41,6 +41,8 @@ class Game:
     """By name: the chance that each of its tokens is right, and the milliseconds that it takes."""
     requests: int = 1
     length: int = 6
+    priced: bool = True
+    """Whether the price of a pass is known."""
     overhead: float = 0.0
     """Milliseconds that a drafted step takes beyond its pass, unknown to the price."""
     chance: random.Random = field(default_factory=lambda: random.Random(1))
@@ -51,7 +53,7 @@ class Game:
     def __post_init__(self) -> None:
         self.paying = Paying(Ledger(self.machine.clock))
         self.services = SimpleNamespace(
-            models={"target": SimpleNamespace(price=self.machine)},
+            models={"target": SimpleNamespace(price=self.machine if self.priced else None)},
             load={"target": Load(self.requests, self.requests, 0)},
             steps=0,
         )
@@ -115,6 +117,10 @@ def test_a_drafter_that_pays_is_used_and_one_that_does_not_is_asked_now_and_then
     assert game.play(400) > 2.4
     assert game.calls["good"] - before["good"] > 360
     assert 0 < game.calls["useless"] - before["useless"] < 40
+
+
+def test_a_backend_whose_passes_have_no_price_drafts_too():
+    assert Game(Machine(), {"good": (0.8, 0.5)}, priced=False).play(300) > 2.0
 
 
 def test_what_does_not_pay_costs_next_to_nothing():

@@ -121,7 +121,9 @@ class Ledger:
         expected = price.ms(load.rows + drafted, load.context)
         if not drafted and not spent:
             if price is self._guess:
-                self._guess.step += 0.1 * (wall - self._guess.step)
+                seen = self.plain_overhead.weight
+                self._guess.step += max(0.1, 1.0 / (1.0 + seen)) * (wall - self._guess.step)
+                self.plain_overhead.add(0.0, 64)
             else:
                 self.plain_overhead.add(min(wall - expected, 2 * expected + 5.0), 64)
         elif drafted:
