@@ -33,13 +33,15 @@ static int64_t pieces(const Matrix& m, int64_t rows, int threads) {
     return least(even, units);
 }
 
-// Adds the groups [first, last) in ascending order.
+// Adds the groups [first, last) in ascending order. Tiles are as even as can be: one of a single row is a slow one.
 static void add_groups(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last,
                        Sums sums) {
-    const int64_t step = tile_rows(*p.matrix);
+    const int64_t most = tile_rows(*p.matrix), tiles = (rows + most - 1) / most;
     for (int64_t group = first; group < last; group += span_groups)
-        for (int64_t r = 0; r < rows; r += step)
-            tile(p, panel, row + r, least(step, rows - r), group, least(group + span_groups, last), sums + r);
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t r = rows * i / tiles, behind = rows * (i + 1) / tiles;
+            tile(p, panel, row + r, behind - r, group, least(group + span_groups, last), sums + r);
+        }
 }
 
 // One shard's sums join the totals; 65,536 products of bytes are the most that surely fit into an int32.

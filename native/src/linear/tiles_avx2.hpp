@@ -1,10 +1,11 @@
-// Products of up to 4 rows with a panel's groups. Included inside the AVX2 path's namespace.
+// Products of up to 5 rows with a panel's groups. Included inside the AVX2 path's namespace.
 //
 // A tile takes one half of a panel (16 outputs, two registers) at a time: its weights are loaded and unpacked once for
 // all rows, its rows' sums stay in registers. All loops over rows and registers are unrolled, for an array indexed by a
 // variable would live in memory.
 
-constexpr int most_digit_rows = 4;  // times 16 outputs take 8 of the 16 registers
+constexpr int most_rows = 4;         // times 16 outputs take 8 of the 16 registers
+constexpr int most_int8_digits = 5;  // whose products need fewer registers beside their sums
 
 // The weights of one panel, from the group `first` on.
 STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t first, int64_t group_bytes) {
@@ -99,30 +100,39 @@ STRETTO_INLINE __m256i broadcast(const void* four_bytes) {
     return _mm256_set1_epi32(word);
 }
 
-// vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs, and
-// bytes 1 and 3: `even` and `odd` of what holds 4 inputs each of 8 outputs, or of a row's 8 times 4 digits.
-struct PairsOfBytes {
-    __m256i even, odd;
-};
-
-STRETTO_INLINE PairsOfBytes pairs_of_weights(const uint8_t* eight_outputs) {
-    const __m256i both = load_256(eight_outputs);
-    return {_mm256_and_si256(both, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(both, 8)};
-}
-
+// vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs (parity
+// 0), and bytes 1 and 3: of what holds 4 inputs each of 8 outputs, and of a row's 8 times 4 digits.
 struct DigitsOfGroup {
-    alignas(32) int32_t even[8], odd[8];
+    alignas(32) int32_t of_parity[2][8];
 };
 
 STRETTO_INLINE void pairs_of_digits(const int8_t* digits, DigitsOfGroup& to) {
     const __m256i both = load_256(digits);
-    store_256(to.even, _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8));
-    store_256(to.odd, _mm256_srai_epi16(both, 8));
+    store_256(to.of_parity[0], _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8));
+    store_256(to.of_parity[1], _mm256_srai_epi16(both, 8));
 }
 
-STRETTO_INLINE __m256i add_products(__m256i sum, PairsOfBytes weights, __m256i even, __m256i odd) {
-    const __m256i of_even = _mm256_madd_epi16(weights.even, even), of_odd = _mm256_madd_epi16(weights.odd, odd);
-    return _mm256_add_epi32(sum, _mm256_add_epi32(of_even, of_odd));
+template <int parity>
+STRETTO_INLINE __m256i pairs_of_weights(const uint8_t* eight_outputs) {
+    const __m256i both = load_256(eight_outputs);
+    return parity == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(both, 8);
+}
+
+// Each sum is complete before the next begins: left to itself, GCC keeps so many products waiting that sums leave the
+// registers, and a pass of 8 rows takes a fifth longer.
+template <int parity, int digits>
+STRETTO_INLINE void add_quad(const uint8_t* sixteen_outputs, const DigitsOfGroup (&x)[digits], int quad,
+                             I32 (&sum)[digits]) {
+    const __m256i low = pairs_of_weights<parity>(sixteen_outputs);
+    const __m256i high = pairs_of_weights<parity>(sixteen_outputs + 32);
+#pragma GCC unroll 8
+    for (int d = 0; d < digits; ++d) {
+        const __m256i pairs = broadcast(x[d].of_parity[parity] + quad);
+        sum[d].low = _mm256_add_epi32(sum[d].low, _mm256_madd_epi16(low, pairs));
+        STRETTO_COMPLETE(sum[d].low);
+        sum[d].high = _mm256_add_epi32(sum[d].high, _mm256_madd_epi16(high, pairs));
+        STRETTO_COMPLETE(sum[d].high);
+    }
 }
 
 template <Activations activations, int rows>
@@ -131,6 +141,7 @@ void int8_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
     const int64_t depth = p.x.depth, groups = depth / group_depth;
     const int8_t* const x = p.x.digits + row * digits * depth;
     const int32_t* const digit_sums = p.x.sums + row * digits * groups;
+    const float* const scales = p.x.scales + row * groups;
     const uint8_t* group = weights_at(*p.matrix, panel, first, 2 * half_bytes);
     DigitsOfGroup pairs[digit_rows];
     for (int64_t g = first; g < last; ++g, group += 2 * half_bytes) {
@@ -138,17 +149,16 @@ void int8_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
         for (int half = 0; half < 2; ++half) {
             I32 products[digit_rows];
 #pragma GCC unroll 8
-            for (int d = 0; d < digit_rows; ++d) products[d] = all_i(-128 * digit_sums[d * groups + g]);
+            for (int d = 0; d < digit_rows; ++d) {
+                const __m256i excess = _mm256_slli_epi32(broadcast(digit_sums + d * groups + g), 7);  // weights + 128
+                const __m256i begin = _mm256_sub_epi32(_mm256_setzero_si256(), excess);
+                products[d] = {begin, begin};
+            }
 #pragma GCC unroll 1
             for (int quad = 0; quad < group_depth / 4; ++quad) {
                 const uint8_t* const weights = group + half * half_bytes + quad * 64;
-                const PairsOfBytes low = pairs_of_weights(weights), high = pairs_of_weights(weights + 32);
-#pragma GCC unroll 8
-                for (int d = 0; d < digit_rows; ++d) {
-                    const __m256i even = broadcast(pairs[d].even + quad), odd = broadcast(pairs[d].odd + quad);
-                    products[d].low = add_products(products[d].low, low, even, odd);
-                    products[d].high = add_products(products[d].high, high, even, odd);
-                }
+                add_quad<0>(weights, pairs, quad, products);
+                add_quad<1>(weights, pairs, quad, products);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < rows; ++r) {
@@ -157,19 +167,23 @@ void int8_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
                 if (activations == Activations::int8_row)
                     store(sum, as_float(add_i(as_int(load(sum)), product)));
                 else
-                    store(sum, fma(to_float(product), all(scale_at<activations>(p.x, row + r, g)), load(sum)));
+                    store(sum, fma(to_float(product), all(scales[r * groups + g]), load(sum)));
             }
         }
     }
 }
 
+struct Nibbles {
+    __m256i low, high;
+};
+
 // Nibbles up to 15 leave vpmaddubsw room: the 8 sums of a group fit into 16 bits, 8 * 2 * 15 * 128 = 30,720.
-STRETTO_INLINE __m256i add_nibbles(__m256i sum, PairsOfBytes nibbles, __m256i low, __m256i high) {
-    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles.even, low));
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles.odd, high));
+STRETTO_INLINE __m256i add_nibbles(__m256i sum, Nibbles nibbles, __m256i low, __m256i high) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles.low, low));
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles.high, high));
 }
 
-STRETTO_INLINE PairsOfBytes nibbles_of(const uint8_t* eight_outputs) {
+STRETTO_INLINE Nibbles nibbles_of(const uint8_t* eight_outputs) {
     const __m256i both = load_256(eight_outputs), mask = _mm256_set1_epi8(0x0f);
     return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
@@ -205,7 +219,7 @@ void int4_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
 #pragma GCC unroll 1
             for (int oct = 0; oct < group_depth / 8; ++oct) {
                 const uint8_t* const weights = group + half * half_bytes + oct * 64;
-                const PairsOfBytes low = nibbles_of(weights), high = nibbles_of(weights + 32);
+                const Nibbles low = nibbles_of(weights), high = nibbles_of(weights + 32);
 #pragma GCC unroll 8
                 for (int d = 0; d < digit_rows; ++d) {
                     const int8_t* const eight = x + d * depth + g * group_depth + 8 * oct;
@@ -232,18 +246,21 @@ void int4_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
 
 template <Activations activations, int rows>
 void byte_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
-    const bool int4 = p.matrix->layout == WeightLayout::int4;
-    (int4 ? int4_tile<activations, rows> : int8_tile<activations, rows>)(p, panel, row, first, last, sums);
+    constexpr int rows_of_int4 = rows <= most_rows ? rows : 1;
+    if (p.matrix->layout == WeightLayout::int4)
+        int4_tile<activations, rows_of_int4>(p, panel, row, first, last, sums);
+    else
+        int8_tile<activations, rows>(p, panel, row, first, last, sums);
 }
 
 template <int rows>
 void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
-    constexpr int rows_of_two = rows <= most_digit_rows / 2 ? rows : 1;
+    constexpr int rows_of_floats = rows <= most_rows ? rows : 1, rows_of_two = rows <= most_rows / 2 ? rows : 1;
     switch (p.matrix->activations) {
         case Activations::fp32:
-            return float_tile<Fp32Weights, rows>(p, panel, row, first, last, sums);
+            return float_tile<Fp32Weights, rows_of_floats>(p, panel, row, first, last, sums);
         case Activations::bf16:
-            return float_tile<Bf16Weights, rows>(p, panel, row, first, last, sums);
+            return float_tile<Bf16Weights, rows_of_floats>(p, panel, row, first, last, sums);
         case Activations::int8:
             return byte_tile<Activations::int8, rows>(p, panel, row, first, last, sums);
         case Activations::int8_row:
@@ -253,7 +270,10 @@ void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_
     }
 }
 
-int64_t tile_rows(const Matrix& m) { return most_digit_rows / digits_of(m.activations); }
+int64_t tile_rows(const Matrix& m) {
+    const int digits = digits_of(m.activations);
+    return m.layout == WeightLayout::int8 ? most_int8_digits / digits : most_rows / digits;
+}
 
 void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums) {
     switch (rows) {
@@ -265,5 +285,7 @@ void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t fi
             return tile_of<3>(p, panel, row, first, last, sums);
         case 4:
             return tile_of<4>(p, panel, row, first, last, sums);
+        case 5:
+            return tile_of<5>(p, panel, row, first, last, sums);
     }
 }
