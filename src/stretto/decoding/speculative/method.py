@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from stretto.core.chunk import Chunk, Output
 from stretto.core.request import Committed, Request
@@ -115,12 +114,10 @@ class Speculative:
                 seen.committed.origins = ("",) * len(seen.committed.tokens)
         drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
         self.allocator.learn(drafted, walking, self._spent)
-        self._guard(lambda drafter: self._tell(drafter, walking), None)
+        listening = [each for each in self.drafters if each.name in self._spent or self.allocator.hears(each.name)]
+        if listening:
+            self._guard(lambda drafter: drafter.observe(walking), listening)
         return done
-
-    def _tell(self, drafter: Drafter, walking: list[Observation]) -> None:
-        if drafter.name in self._spent or self.allocator.hears(drafter.name):
-            drafter.observe(walking)
 
     def _commit_drafts(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
@@ -143,12 +140,12 @@ class Speculative:
     def preempted(self, request: Request) -> None:
         """Let every drafter know that its rows are gone."""
         met: set[str] = request.memory.get(self._met, set())
-        self._guard(lambda drafter: drafter.rewind(request) if drafter.name in met else None, None)
+        self._guard(lambda drafter: drafter.rewind(request) if drafter.name in met else None)
 
     def end(self, request: Request) -> None:
         """Let every drafter that met the request forget it."""
         met: set[str] = request.memory.get(self._met, set())
-        self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None, None)
+        self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None)
         self.allocator.end(request)
 
     def stores(self) -> dict[str, Mapping[str, int]]:
@@ -163,7 +160,7 @@ class Speculative:
         drafted = [Drafted(request) for request in requests]
         for request, found in zip(requests, drafted, strict=True):
             request.memory[self._drafted] = found
-        self._guard(lambda drafter: self._ask(drafter, drafted, rows), None)
+        self._guard(lambda drafter: self._ask(drafter, drafted, rows))
         for found in drafted:
             trees = [draft.tree for draft in found.by_drafter.values()]
             found.tree = trees[0] if len(trees) == 1 else DraftTree.union(trees)
@@ -236,14 +233,11 @@ class Speculative:
         if draft.probes is not None:
             draft_chunk(request, draft).validate(vocabulary)
 
-    def _guard(self, call: Callable[[Drafter], Any], default: Any) -> list[Any]:
-        """Call for every drafter; one that raises is dropped for good."""
-        results: list[Any] = []
-        for drafter in list(self.drafters):
+    def _guard(self, call: Callable[[Drafter], object], drafters: Sequence[Drafter] | None = None) -> None:
+        """Call for every drafter, or for some; one that raises is dropped for good."""
+        for drafter in list(self.drafters) if drafters is None else drafters:
             try:
-                results.append(call(drafter))
+                call(drafter)
             except Exception as error:
                 log.warning("drafter %s is dropped: %s: %s", drafter.name, type(error).__name__, error)
                 self.drafters.remove(drafter)
-                results.append(default)
-        return results

@@ -36,6 +36,10 @@ PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
+FRUITLESS = 8
+"""Steps that sent nothing for a request, in a row, after which it is looked at every other step; twice as many: ..."""
+LONGEST_LOOK_AWAY = 3
+"""Steps that it goes without a look at most: what is to be copied, or forced, is not missed for long."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Numbers of drafted rows among which the best is looked for."""
 
@@ -54,6 +58,10 @@ class Own:
     paths: list[float] = field(default_factory=list)
     sent: float = 8.0
     """Nodes sent in a step, of late."""
+    fruitless: int = 0
+    """Looks in a row after which nothing was sent."""
+    away: int = 0
+    """Steps that it still goes without a look."""
 
 
 class Paying:
@@ -81,6 +89,9 @@ class Paying:
         if self.ledger.wants_plain():
             return 0
         own = self._own(request)
+        if own.away:
+            own.away -= 1
+            return 0
         if self.cost and not any(self._runs(name, own, (name, 0)) for name in self.cost):
             return 0
         return min(most, int(2 * own.sent) + 4)
@@ -102,13 +113,13 @@ class Paying:
             own.paths = self.calibration.paths(own.counts, found.tree)
             mine = sorted((-chance, number, node) for node, chance in enumerate(own.paths))
             nodes += mine[:limit]
-        if not nodes:
-            return [()] * len(drafted)
-        if len(drafted) > 1:
-            nodes.sort()
-        price, load = self._price(drafted[0].request.model)
-        count = self._best([-chance for chance, _, _ in nodes], price, load)
-        count = self._within_pace(nodes, count, len(drafted), price, load)
+        count = 0
+        if nodes:
+            if len(drafted) > 1:
+                nodes.sort()
+            price, load = self._price(drafted[0].request.model)
+            count = self._best([-chance for chance, _, _ in nodes], price, load)
+            count = self._within_pace(nodes, count, len(drafted), price, load)
         sent: list[list[int]] = [[] for _ in drafted]
         for _, number, node in nodes[:count]:
             sent[number].append(node)
@@ -116,6 +127,8 @@ class Paying:
             each.sort()
             own = self._own(found.request)
             own.sent += 0.2 * (len(each) - own.sent)
+            own.fruitless = 0 if each else own.fruitless + 1
+            own.away = min(own.fruitless // FRUITLESS, LONGEST_LOOK_AWAY)
         return sent
 
     def learn(
