@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from math import comb
+from xml.etree import ElementTree
 
 import pytest
 from drafters import GarbageDrafter
@@ -24,6 +25,7 @@ from stretto.decoding.plain import Plain
 from stretto.decoding.speculative.method import Speculative
 from stretto.race.advice import advice
 from stretto.race.contest import Contest
+from stretto.race.picture import picture
 from stretto.race.prompts import Asked, Course, read_course
 from stretto.race.report import html
 from stretto.race.result import conclude
@@ -279,6 +281,22 @@ def test_the_report_is_whole_and_asks_nobody(llm, four):
     assert any(each in page.words for each in texts), "the sample is one of the texts"
     drafted = sum(tag == "b" and attributes.get("title") == "tail" for tag, attributes in page.elements)
     assert drafted in [sum(map(bool, answer.origins)) for answer in tail.answers]
+
+
+def test_the_picture_is_one_file_that_says_what_the_report_says(four):
+    contest, course, _ = four
+    result = conclude(contest, course, {"seed": 4})
+    text = picture(result)
+    root = ElementTree.fromstring(text)
+    said = "".join(root.itertext())
+    assert not re.search(r"(href|src)=|url\(|@import", text)
+    assert result.advice.replace(" ", "") in said.replace(" ", "").replace("\n", "")
+    marked = [
+        mark for mark in root.iter("{http://www.w3.org/2000/svg}rect") if mark.get("class", "").startswith("behind")
+    ]
+    assert result.sample is not None and any(origin for _, origin in result.sample.tokens) == bool(marked)
+    bars = [mark for mark in root.iter("{http://www.w3.org/2000/svg}title") if "times plain" in (mark.text or "")]
+    assert len(bars) == sum(len(row.groups) for row in result.rows if row.method != "plain" and row.speedup)
 
 
 def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, monkeypatch):

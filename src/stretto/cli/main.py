@@ -170,6 +170,7 @@ def race(
         Path | None, typer.Option(help="Report as HTML: a file, or a folder that gets the JSON too.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Everything that was measured, as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Speed-ups and a text by who drafted it, as one SVG.")] = None,
     replay: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Recorded texts that the model is made to say, not --prompts."),
@@ -193,6 +194,7 @@ def race(
         device=device,
         out=out,
         json_file=json_file,
+        picture_file=picture,
         replay=replay,
         record=record,
     )

@@ -20,6 +20,7 @@ from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.llm import LLM
 from stretto.race.contest import PLAIN, Contest
+from stretto.race.picture import picture
 from stretto.race.prompts import Course, read_course
 from stretto.race.record import Record, read_records, write_records
 from stretto.race.replay import replay as replayed
@@ -48,6 +49,7 @@ def run(
     device: str,
     out: Path | None,
     json_file: Path | None,
+    picture_file: Path | None,
     replay: Path | None,
     record: Path | None,
 ) -> None:
@@ -55,7 +57,7 @@ def run(
     if bool(prompts) == (replay is not None):
         raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
     page, data = _places(out, json_file)
-    for path in (page, data, record):
+    for path in (page, data, picture_file, record):
         if path is not None:  # what cannot be written should be known before hours of measuring
             path.parent.mkdir(parents=True, exist_ok=True)
     params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
@@ -80,6 +82,8 @@ def run(
         _write(page, html(result), "report")
     if data is not None:
         _write(data, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n", "JSON")
+    if picture_file is not None:
+        _write(picture_file, picture(result), "picture")
     if record is not None:
         first = next(run for run in contest.runs if run.method == PLAIN)
         pairs_ = zip(course.asked, first.answers, strict=True)

@@ -15,6 +15,8 @@ LABELS = 150
 """Room for names left of bars."""
 
 Point = tuple[float, float]
+Bar = tuple[str, str, float, float, float]
+"""Label, class, median, low end and high end of the interval."""
 
 
 def nice(most: float, least: float = 0.0, count: int = 5) -> list[float]:
@@ -56,11 +58,14 @@ def bar(x: float, y: float, width: float, height: float, kind: str, title: str) 
     return f'<rect {place} rx="2" class="fill {kind}"><title>{escape(title)}</title></rect>'
 
 
-def speedups(groups: Sequence[tuple[str, Sequence[tuple[str, str, float, float, float]]]]) -> str:
-    """Return bars that grow from 1 (plain) to the right where a method is faster, to the left where it is slower.
+def speedups(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+    """Return bars that grow from 1 (plain) to the right where a method is faster, to the left where it is slower."""
+    parts, height = speedup_marks(groups)
+    return svg(height, parts, "Speed-up over plain decoding by category")
 
-    ``groups``: a name each, and its bars: label, class, median, low end and high end of the interval.
-    """
+
+def speedup_marks(groups: Sequence[tuple[str, Sequence[Bar]]]) -> tuple[list[str], float]:
+    """Return the marks of ``speedups`` and their height. ``groups``: a name each, and its bars."""
     bars = [each for _, group in groups for each in group]
     most = max(1.0, *(high for *_, high in bars)) * 1.02
     least = min(1.0, *(low for _, _, _, low, _ in bars))
@@ -85,7 +90,7 @@ def speedups(groups: Sequence[tuple[str, Sequence[tuple[str, str, float, float, 
             parts.append(text(max(x(high), x(1)) + 5, y + thick - 1.5, f"{median:.2f}", "value"))
             y += thick + 3
         y += gap
-    return svg(height, parts, "Speed-up over plain decoding by category")
+    return parts, height
 
 
 def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], unit: str) -> str:

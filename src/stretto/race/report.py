@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -22,7 +22,7 @@ PARTS = {"pass": "c0", "draft": "c1", "commit": "c2", "schedule": "c4", "emit": 
 
 def html(result: Result) -> str:
     """Return the page."""
-    colours = _colours(result)
+    colours = colours_of(result)
     sections = [
         _section("Standing", _table_words(result), f'<div class="wide">{_table(result)}</div>'),
         _by_category(result, colours),
@@ -67,7 +67,7 @@ def _section(title: str, words: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{f'<p>{words}</p>' if words else ''}\n{body}\n</section>\n"
 
 
-def _colours(result: Result) -> dict[str, str]:
+def colours_of(result: Result) -> dict[str, str]:
     """Return the class of each method, and of each drafter that is no method."""
     methods = list(dict.fromkeys(row.method for row in result.rows if row.method != PLAIN))
     names = [*methods, *dict.fromkeys(name for row in result.rows for name in row.drafts if name not in methods)]
@@ -138,20 +138,26 @@ def agreement(row: Row) -> str:
 # ---- plots ----
 
 
-def _by_category(result: Result, colours: dict[str, str]) -> str:
+def category_bars(result: Result, colours: Mapping[str, str]) -> list[tuple[str, list[plots.Bar]]]:
+    """Return by category the speed-ups of the fastest methods, at the first concurrency that was raced."""
     place = _places(result)[0] if result.rows else 0
-    rows = [row for row in result.rows if row.concurrency == place and row.speedup is not None]
-    rows = _fastest(rows)
+    rows = _fastest([row for row in result.rows if row.concurrency == place and row.speedup is not None])
     groups = []
     for category in result.categories:
         found = [(row, row.groups[category].speedup) for row in rows if category in row.groups]
         bars = [(r.method, colours[r.method], s.median, s.low, s.high) for r, s in found if s is not None]
         if bars:
             groups.append((category, bars))
+    return groups
+
+
+def _by_category(result: Result, colours: dict[str, str]) -> str:
+    groups = category_bars(result, colours)
     if not groups:
         return ""
+    place = _places(result)[0]
     words = f"Times plain's speed, by the requests' own time at concurrency {place}; the thin line is the interval."
-    names = plots.legend({row.method: colours[row.method] for row in rows})
+    names = plots.legend({label: kind for _, bars in groups for label, kind, *_ in bars})
     return _section("Speed-up by category", words, names + plots.speedups(groups))
 
 
