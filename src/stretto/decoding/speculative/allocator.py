@@ -42,6 +42,14 @@ class Allocator(Protocol):
         """Return how many rows to bid for, at most ``most``; 0 while drafting does not pay."""
         ...
 
+    def rests(self) -> bool:
+        """Whether nobody is to draft in this step, and nobody needs to hear of it; the same all through a step."""
+        ...
+
+    def rest(self, requests: Sequence[Request]) -> None:
+        """Book such a step, instead of ``learn``."""
+        ...
+
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Return how many nodes ``drafter`` may propose for each request, 0 to leave it out in this step.
 
@@ -80,6 +88,13 @@ class Everything:
     def bid(self, request: Request, most: int) -> int:
         """Bid for all rows."""
         return most
+
+    def rests(self) -> bool:
+        """It never rests."""
+        return False
+
+    def rest(self, requests: Sequence[Request]) -> None:
+        """Nothing is booked."""
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let everyone draft as much as there is room for."""

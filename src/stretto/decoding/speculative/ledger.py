@@ -137,6 +137,14 @@ class Ledger:
         self._tokens.add(tokens, 64)
         return wall, (price.ms(load.rows, load.context) if drafted else expected) + self.plain_overhead.value
 
+    def rest(self, step: int) -> float:
+        """Book a step in which drafting rests; return its wall time in milliseconds, 0 for the first behind a pause."""
+        now = self._clock()
+        last, self._last = self._last, (step, now)
+        self.steps += 1
+        self.resting -= 1
+        return (now - last[1]) * 1e3 if last is not None and last[0] == step - 1 else 0.0
+
     def gain(self) -> float:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""
         return self._would_take / self._took if self._took > 0 else 1.0

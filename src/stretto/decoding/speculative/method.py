@@ -84,6 +84,8 @@ class Speculative:
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
+        if self.allocator.rests():
+            return [self._features(known_chunk(request, count)) for request, count in zip(requests, rows, strict=True)]
         drafting = [i for i, request in enumerate(requests) if request.pending == 1 and rows[i] > 1]
         drafts = self._drafts([requests[i] for i in drafting], [rows[i] - 1 for i in drafting])
         chunks: list[Chunk] = []
@@ -93,14 +95,25 @@ class Speculative:
             request.memory[self._tree] = draft.tree if draft else EMPTY
             if i not in by_request:
                 request.memory.pop(self._drafted, None)
-            chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
-            chunks[-1].hidden, chunks[-1].feature = self.hidden, self.feature
+            chunk = known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft)
+            chunks.append(self._features(chunk))
         return chunks
+
+    def _features(self, chunk: Chunk) -> Chunk:
+        """Ask for what the drafters read of every row."""
+        chunk.hidden, chunk.feature = self.hidden, self.feature
+        return chunk
 
     def commit(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
+        if self.allocator.rests():
+            done = commit_known(requests, chunks, outputs)
+            for each in done:
+                each.origins = ("",) * len(each.tokens)
+            self.allocator.rest([each.request for each in done if each.tokens])
+            return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)
         else:

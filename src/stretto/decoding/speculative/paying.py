@@ -96,6 +96,18 @@ class Paying:
             return 0
         return min(most, int(2 * own.sent) + 4)
 
+    def rests(self) -> bool:
+        """Whether drafting as a whole rests behind a lost trial, and goes on doing so."""
+        return self.ledger.resting > 1
+
+    def rest(self, requests: Sequence[Request]) -> None:
+        """Book a step of plain decoding."""
+        assert self.services is not None
+        wall = self.ledger.rest(self.services.steps)
+        for request in requests:
+            request.stats.decoding_ms += wall
+            request.stats.plain_ms += wall
+
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
         rooms = []

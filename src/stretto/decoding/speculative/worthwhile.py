@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 NEXT = 0.6
 """The chance that a node's best child survives, before its candidates are known."""
 DEEPEST = 16
+"""Depth of a tree at most, once so many calls have shown what the estimates are worth; ``SHALLOWEST`` of the first."""
+SHALLOWEST = 4
 FRONTIER = 8
 """Nodes that one round computes at most."""
 
@@ -33,6 +35,7 @@ class Worthwhile:
             self._calls, self._rounds = 0.98 * self._calls + 1.0, 0.98 * self._rounds
         self._rounds += 1.0
         least, round_worth = self.paying.thresholds(self.owner, self._rounds / self._calls)
+        deepest = min(DEEPEST, rows, SHALLOWEST - 1 + int(self._calls))
         added: list[int] = []
         for expansion in expansions:
             parent = tree.chance(expansion.node)
@@ -41,7 +44,7 @@ class Worthwhile:
                 chance = self.paying.calibration.chance({}, frozenset({self.owner}), depth, said)
                 if parent * chance >= least:
                     added.append(tree.add(expansion.node, token, min(chance, 1.0), said))
-        going = [node for node in added if tree.depth[node] < min(DEEPEST, rows) and tree.path[node] * NEXT >= least]
+        going = [node for node in added if tree.depth[node] < deepest and tree.path[node] * NEXT >= least]
         going = sorted(going, key=lambda node: -tree.path[node])[:FRONTIER]
         if sum(tree.path[node] for node in going) * NEXT < round_worth:
             return []
