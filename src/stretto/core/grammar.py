@@ -11,7 +11,7 @@ from stretto.core.masks import Words
 
 LIMITS = LLParserLimits(
     max_items_in_row=2_000,
-    initial_lexer_fuel=1_000_000,
+    initial_lexer_fuel=200_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
     max_lexer_states=50_000,
@@ -19,6 +19,10 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """What a grammar may cost, in units of llguidance's work: some 100 ms to build, some 20 ms a step."""
+
+UNFORCED = '\n%llguidance {"no_forcing": true}\n'
+"""Behind a grammar: masks hold every token that fits. What llguidance makes of forced text goes wrong in the middle of
+characters, and takes the longer the longer that text is; `Matching.forced` does it instead."""
 
 RECENT = 128
 """Places whose masks are kept per text: those of a step's drafts, so that checking does not compute them again."""
@@ -90,7 +94,7 @@ class Matching:
         return path.ended or (self.reach(path) and self.matcher.is_accepting())
 
     def bits(self, path: Path) -> bytes:
-        """Return the mask at `path`, a bit for each token; `b""` where nothing may follow."""
+        """Return the tokens that the grammar can go on with at `path`, a bit each; `b""` where nothing may follow."""
         if path.bits is None:
             path.bits = self._computed(path)
         return path.bits
@@ -107,25 +111,44 @@ class Matching:
         return b""
 
     def forced(self, path: Path) -> int | None:
-        """Return the only token that may come next as far as that shows without a mask."""
+        """Return the only token that may come next, None where several or none may.
+
+        Of text that the grammar forces, that is the first token of the tokenizer's own spelling.
+        """
         if path.choice is None:
-            tokens = self.matcher.compute_ff_tokens() if not path.ended and self.reach(path) else []
-            path.choice = tokens[0] if tokens and self.sound(path) else -1
+            path.choice = self._forced(path)
         return path.choice if path.choice >= 0 else None
+
+    def _forced(self, path: Path) -> int:
+        if path.ended or not self.reach(path):
+            return -1
+        text = self.matcher.compute_ff_bytes()
+        if not self.sound(path):
+            return -1
+        if text:
+            token = self.words.first(text)
+            return _only(self.bits(path)) if token is None else token
+        over = self.matcher.is_stopped() and self.matcher.is_accepting() and len(self.words.eos_ids) == 1
+        return min(self.words.eos_ids) if over else -1
+
+
+def _only(bits: bytes) -> int:
+    """Return the number of the only bit that is set, -1 where there are several or none."""
+    value = int.from_bytes(bits, "little")
+    return value.bit_length() - 1 if value.bit_count() == 1 else -1
 
 
 class GrammarMask:
     """The text must match a grammar, then an end token. A state is a `Path`.
 
-    Where the grammar forces some text, the only token allowed is the first of the tokenizer's own spelling of it: as
-    good as what the model would have chosen, and known beforehand. Whoever writes on behind an end token
-    (`ignore_eos`) may write further end tokens.
+    Of a text that the grammar forces, only the tokenizer's own spelling is allowed: the model is used to it, and it is
+    known beforehand. Whoever writes on behind an end token (`ignore_eos`) may write further end tokens.
     """
 
     def __init__(self, words: Words, grammar: str) -> None:
-        """`grammar` is in llguidance's own form. Raises ValueError for one that it cannot read or no text can match."""
+        """`grammar` is in Lark's syntax. Raises ValueError for one that cannot be read or that no text can match."""
         self.words = words
-        self._fresh = LLMatcher(words.trie, grammar, log_level=0, limits=LIMITS)
+        self._fresh = LLMatcher(words.trie, grammar + UNFORCED, log_level=0, limits=LIMITS)
         if not self._fresh.is_error():
             bits = self._fresh.compute_bitmask()
             stuck = self._fresh.is_stopped() and not self._fresh.is_accepting()
@@ -148,6 +171,9 @@ class GrammarMask:
         """Return bool [V]: the tokens that may come next."""
         if state.ended:
             return self._ends if self.lawful(state) else torch.zeros_like(self._ends)
+        forced = state.matching.forced(state)
+        if forced is not None:
+            return torch.zeros_like(self._ends).index_fill_(0, torch.tensor(forced), True)
         bits = state.matching.bits(state)
         if not bits:
             return torch.zeros_like(self._ends)
@@ -155,7 +181,7 @@ class GrammarMask:
         return torch.from_numpy(each.view(np.bool_))
 
     def forced(self, state: Path) -> int | None:
-        """Return the only token that may come next, None where several may or where only the whole mask could tell."""
+        """Return the only token that may come next, None where several or none may, or only the mask could tell."""
         return state.matching.forced(state)
 
     def lawful(self, state: Path) -> bool:

@@ -82,6 +82,9 @@ class Words(Protocol):
     def trie(self) -> "LLTokenizer":
         """The bytes of all tokens, as llguidance walks them. Raises ValueError where no token ends a text."""
 
+    def first(self, text: bytes) -> int | None:
+        """Return the first token of `text` as the tokenizer spells it, None where what follows might change it."""
+
 
 MaskFactory = Callable[..., TokenMask]
 

@@ -34,6 +34,8 @@ def json_schema(words: Words, schema: Mapping[str, Any] | str | bool) -> Grammar
     if not isinstance(schema, Mapping):
         _refuse("schema", schema, "an object that is a JSON schema", "for any JSON use {}")
     _check_depth(schema)
+    own = schema.get("x-guidance", {})
+    schema = {**schema, "x-guidance": {**COMPACT, **own} if isinstance(own, Mapping) else own}
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         size = len(text.encode())
@@ -41,7 +43,7 @@ def json_schema(words: Words, schema: Mapping[str, Any] | str | bool) -> Grammar
         raise ValueError(f"schema: expected what JSON can say: {error}; correct it") from None
     if size > MAX_SCHEMA_BYTES:
         _refuse("schema", schema, f"at most {MAX_SCHEMA_BYTES} bytes, got {size}", "leave out what is not needed")
-    return GrammarMask(words, LLMatcher.grammar_from_json_schema(text, defaults=COMPACT))  # type: ignore[arg-type]  # keys are optional
+    return GrammarMask(words, f"start: %json {text}")
 
 
 def json_object(words: Words) -> GrammarMask:
@@ -56,7 +58,8 @@ def regex(words: Words, pattern: str) -> GrammarMask:
     if len(pattern) > MAX_REGEX_CHARACTERS:
         expected = f"at most {MAX_REGEX_CHARACTERS} characters, got {len(pattern)}"
         _refuse("pattern", pattern, expected, "write it shorter, or as a grammar")
-    return GrammarMask(words, LLMatcher.grammar_from_regex(pattern))
+    (written,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
+    return GrammarMask(words, written["lark_grammar"])
 
 
 def grammar(words: Words, lark: str) -> GrammarMask:
@@ -66,7 +69,7 @@ def grammar(words: Words, lark: str) -> GrammarMask:
     size = len(lark.encode(errors="replace"))
     if size > MAX_GRAMMAR_BYTES:
         _refuse("lark", lark, f"at most {MAX_GRAMMAR_BYTES} bytes, got {size}", "leave out what is not needed")
-    return GrammarMask(words, LLMatcher.grammar_from_lark(lark))
+    return GrammarMask(words, lark)
 
 
 def _read(text: str) -> Any:

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 _MARK = "\x02"
 """A character that no other merges with: put before a text, it takes the blank that some tokenizers add."""
-_LONGEST, _DOUBTFUL = 1024, 16
-"""Characters of a forced text that are spelled at a time, and the last tokens of a longer one that are left out, since
-what follows might spell them differently: a mask must not cost more the longer the text is that it forces."""
+_LONGEST = 256
+"""Bytes of a text that are spelled to find its first token."""
 
 
 class Words:
@@ -56,6 +55,21 @@ class Words:
         if not self.eos_ids:
             raise ValueError("expected a model with an end token, so that a text can be complete; this one has none")
         return LLTokenizer(TokenizerWrapper(_Spoken(self)), eos_token=sorted(self.eos_ids))
+
+    def first(self, text: bytes) -> int | None:
+        """Return the first token of the tokenizer's own spelling of ``text``, whatever may follow it.
+
+        None where what follows might change it, and where the text begins inside a character.
+        """
+        text = text[:_LONGEST]
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            text = text[: error.start]
+        if not text:
+            return None
+        tokens, _ = self.trie.tokenize_partial(text)
+        return tokens[0] if tokens and self._word(tokens[0]) and text.startswith(self._word(tokens[0])) else None
 
     def spell(self, text: str) -> list[int]:
         """Return the tokenizer's own ids of ``text`` in the middle of another; ``[]`` where it has none of its own."""
@@ -101,7 +115,4 @@ class _Spoken:
         self._spell = words.spell
 
     def __call__(self, text: str | bytes) -> list[int]:
-        text = text.decode() if isinstance(text, bytes) else text
-        if len(text) <= _LONGEST:
-            return self._spell(text)
-        return self._spell(text[:_LONGEST])[:-_DOUBTFUL]
+        return self._spell(text.decode() if isinstance(text, bytes) else text)
