@@ -10,12 +10,14 @@ from itertools import cycle, islice
 from typing import Any
 
 import pytest
+import small_tokenizers
 import torch
 from cases import PARAMS
 from matrix import draft_name, exact_methods, load, warnings
 from structures import LONGEST, NOTHING, behind, fault, nullable, only_byte, random_regex, schemas
 
 from stretto import LLM, SamplingParams
+from stretto.cli.structure import structure
 from stretto.core import constraints
 from stretto.core.grammar import GrammarMask, Matching, Path
 from stretto.core.masks import build_mask, lawful
@@ -298,6 +300,30 @@ def test_a_mask_is_a_function_of_its_path():
         assert mask.lawful(dead) or not mask.allowed(mask.advance(dead, 1)).any()
 
 
+# ---- what tokens spell ----
+
+TOKENIZERS = ("byte_level", "wrapped_byte_level", "metaspace", "byte_fallback", "word_piece")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokens_spell_what_they_add_to_a_text(kind):
+    """And a text's own tokens are allowed where a grammar wants that text, to its end."""
+    tokenizer = getattr(small_tokenizers, kind)()
+    size, end = tokenizer.vocab_size + 3, tokenizer._core.token_to_id("</s>")
+    words = Words(tokenizer, size, frozenset({end, size + 5}))
+    assert len(words.spelled) == size and words.eos_ids == {end} <= words.special
+    for sentence in small_tokenizers.SENTENCES:
+        said = tokenizer.decode(tokenizer.encode_plain(sentence))
+        spoken = b"".join(words.spelled[token] for token in tokenizer.encode_plain(sentence)).decode()
+        assert spoken.removeprefix(" ") == said.removeprefix(" ")
+        mask = build_mask("regex", {"pattern": re.sub(r"([^\w\s])", r"\\\1", spoken)}, size, words.eos_ids, words)
+        assert isinstance(mask, GrammarMask)
+        state = mask.start()
+        for token in [*tokenizer.encode_plain(sentence), end]:
+            assert mask.allowed(state)[token] and mask.forced(state) in (None, token)
+            state = mask.advance(state, token)
+
+
 # ---- what is hostile ----
 
 NESTED: dict[str, Any] = {"type": "string"}
@@ -389,6 +415,18 @@ def test_an_error_while_writing_is_told(llm, monkeypatch):
     done = run(llm, [("x", name, {"mask": ("json_object", {}), "seed": 1}) for name in ("plain", "deep")])
     assert [each.finish for each in done] == ["error"] * 2
     assert all("too many items" in each.error for each in done)
+
+
+def test_the_command_line_takes_one_form(tmp_path):
+    for name, held in {"schema.json": '{"type":"null"}', "words.lark": 'start: "a"'}.items():
+        (tmp_path / name).write_text(held)
+    none: dict[str, Any] = {"json_schema": None, "regex": None, "grammar": None}
+    assert structure(**none) == {}
+    for given in (' {"type":"null"}', str(tmp_path / "schema.json")):
+        name, arguments = structure(**{**none, "json_schema": given})["mask"]
+        assert name == "json_schema" and json.loads(arguments["schema"]) == {"type": "null"}
+    assert structure(**{**none, "regex": "a+"}) == {"mask": ("regex", {"pattern": "a+"})}
+    assert structure(**{**none, "grammar": tmp_path / "words.lark"}) == {"mask": ("grammar", {"lark": 'start: "a"'})}
 
 
 def test_json_is_written_without_blanks(llm):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits
 from torch import Tensor
 
 from stretto.core.masks import Words
+
+T = TypeVar("T")
 
 LIMITS = LLParserLimits(
     max_items_in_row=2_000,
@@ -89,26 +94,26 @@ class Matching:
         self.matcher, self.at = self.fresh.deep_copy(), self.root
         return False
 
-    def complete(self, path: Path) -> bool:
-        """Whether the text may end at `path`."""
-        return path.ended or (self.reach(path) and self.matcher.is_accepting())
+    def asked(self, path: Path, question: Callable[[LLMatcher], T], otherwise: T) -> T:
+        """Return what the matcher says at `path`, `otherwise` where it cannot get there.
+
+        What it met on other paths must not decide: one that goes beyond its limits is replaced, and asked once more.
+        """
+        for _ in range(2):
+            path.trouble = ""
+            if self.reach(path):
+                answer = question(self.matcher)
+                if self.sound(path):
+                    return answer
+            if not path.trouble:
+                break
+        return otherwise
 
     def bits(self, path: Path) -> bytes:
         """Return the tokens that the grammar can go on with at `path`, a bit each; `b""` where nothing may follow."""
         if path.bits is None:
-            path.bits = self._computed(path)
+            path.bits = self.asked(path, _mask, b"")
         return path.bits
-
-    def _computed(self, path: Path) -> bytes:
-        for _ in range(2):  # what this matcher met on other paths must not decide: the second time it is a new one
-            path.trouble = ""
-            if self.reach(path):
-                bits = self.matcher.compute_bitmask()
-                if self.sound(path):
-                    return b"" if self.matcher.is_stopped() and not self.matcher.is_accepting() else bits
-            if not path.trouble:
-                break
-        return b""
 
     def forced(self, path: Path) -> int | None:
         """Return the only token that may come next, None where several or none may.
@@ -116,20 +121,27 @@ class Matching:
         Of text that the grammar forces, that is the first token of the tokenizer's own spelling.
         """
         if path.choice is None:
-            path.choice = self._forced(path)
+            path.choice = -1 if path.ended else self._forced(path)
         return path.choice if path.choice >= 0 else None
 
     def _forced(self, path: Path) -> int:
-        if path.ended or not self.reach(path):
-            return -1
-        text = self.matcher.compute_ff_bytes()
-        if not self.sound(path):
-            return -1
+        text, over = self.asked(path, _forced_text, (b"", False))
         if text:
             token = self.words.first(text)
             return _only(self.bits(path)) if token is None else token
-        over = self.matcher.is_stopped() and self.matcher.is_accepting() and len(self.words.eos_ids) == 1
-        return min(self.words.eos_ids) if over else -1
+        return min(self.words.eos_ids) if over and len(self.words.eos_ids) == 1 else -1
+
+
+def _mask(matcher: LLMatcher) -> bytes:
+    """Return the mask, a bit for each token; `b""` at a dead end, for which llguidance has an end token."""
+    bits = matcher.compute_bitmask()
+    return b"" if matcher.is_stopped() and not matcher.is_accepting() else bits
+
+
+def _forced_text(matcher: LLMatcher) -> tuple[bytes, bool]:
+    """Return the text that must come next, and whether the text must end instead."""
+    text = matcher.compute_ff_bytes()
+    return text, matcher.is_stopped() and matcher.is_accepting()
 
 
 def _only(bits: bytes) -> int:
@@ -149,11 +161,8 @@ class GrammarMask:
         """`grammar` is in Lark's syntax. Raises ValueError for one that cannot be read or that no text can match."""
         self.words = words
         self._fresh = LLMatcher(words.trie, grammar + UNFORCED, log_level=0, limits=LIMITS)
-        if not self._fresh.is_error():
-            bits = self._fresh.compute_bitmask()
-            stuck = self._fresh.is_stopped() and not self._fresh.is_accepting()
-            if not self._fresh.is_error() and (stuck or not any(bits)):
-                raise ValueError("expected a grammar that some text matches; this one allows no first token")
+        if not self._fresh.is_error() and not any(_mask(self._fresh)) and not self._fresh.is_error():
+            raise ValueError("expected a grammar that some text matches; this one allows no first token")
         if self._fresh.is_error():
             raise ValueError(self._fresh.get_error().removesuffix("<non-verbose/>").strip())
         self._ends = torch.zeros(words.size, dtype=torch.bool)
@@ -190,8 +199,8 @@ class GrammarMask:
         if parent is None:
             return True
         if state.ended:
-            return matching.complete(parent)
-        return matching.forced(parent) in (None, state.token) and matching.reach(state)
+            return parent.ended or matching.asked(parent, LLMatcher.is_accepting, False)
+        return matching.forced(parent) in (None, state.token) and matching.asked(state, lambda _: True, False)
 
     def trouble(self, state: Path) -> str:
         """Return why nothing may come next, where it is not that the grammar has no more to say."""
