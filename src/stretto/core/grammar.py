@@ -164,7 +164,8 @@ class GrammarMask:
         if not self._fresh.is_error() and not any(_mask(self._fresh)) and not self._fresh.is_error():
             raise ValueError("expected a grammar that some text matches; this one allows no first token")
         if self._fresh.is_error():
-            raise ValueError(self._fresh.get_error().removesuffix("<non-verbose/>").strip())
+            said = self._fresh.get_error().removesuffix("<non-verbose/>").strip().splitlines()
+            raise ValueError("\n".join(line for line in said if UNFORCED.strip() not in line))
         self._ends = torch.zeros(words.size, dtype=torch.bool)
         self._ends[list(words.eos_ids)] = True
 

@@ -100,7 +100,7 @@ class Words:
                 words.append(bytes([int((tokenizer.spelling(token) or "")[3:5], 16)]))
             else:
                 text = tokenizer.decode([*before, token], skip_special=False)[known:]
-                words.append(b"" if "\ufffd" in text else text.encode())
+                words.append(tokenizer.token_bytes(token) if "\ufffd" in text else text.encode())
         return words
 
 
