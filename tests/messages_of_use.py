@@ -132,7 +132,7 @@ meets("A parameter beyond its limits")(asking(temperature=-1))
 meets("A misspelt parameter")(asking(temprature=0.5))
 meets("More at least than at most")(asking(min_tokens=20, max_tokens=10))
 meets("Nothing is left to say")(refusing([5], max_tokens=4, banned=[[token] for token in range(4096)]))
-meets("A form that cannot be met")(asking(mask=["regex", {"pattern": "a("}]))
+meets("A form that cannot be met")(asking(max_tokens=4, mask=["regex", {"pattern": "a("}]))
 meets("A form for a model without a tokenizer")(
     lambda place, patch: mute(place / "m").generate([[1]], SamplingParams(mask=("json_object", {})))[0].error or ""
 )

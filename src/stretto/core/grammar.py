@@ -100,12 +100,12 @@ class Matching:
         What it met on other paths must not decide: one that goes beyond its limits is replaced, and asked once more.
         """
         for _ in range(2):
-            path.trouble = ""
+            matcher = self.matcher
             if self.reach(path):
-                answer = question(self.matcher)
+                answer = question(matcher)
                 if self.sound(path):
                     return answer
-            if not path.trouble:
+            if self.matcher is matcher:
                 break
         return otherwise
 
