@@ -1,4 +1,4 @@
-"""Masks of grammars against brute force, over a vocabulary that cuts characters, and what the tokens of others spell."""
+"""Masks of grammars against brute force, over a vocabulary that cuts characters; what the tokens of others spell."""
 
 from __future__ import annotations
 

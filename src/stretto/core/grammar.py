@@ -118,30 +118,23 @@ class Matching:
     def forced(self, path: Path) -> int | None:
         """Return the only token that may come next, None where several or none may.
 
-        Of text that the grammar forces, that is the first token of the tokenizer's own spelling.
+        Of text that the grammar forces, that is the first token of the tokenizer's own spelling. An end token is none:
+        where a text ends, a row for its last token says so.
         """
         if path.choice is None:
             path.choice = -1 if path.ended else self._forced(path)
         return path.choice if path.choice >= 0 else None
 
     def _forced(self, path: Path) -> int:
-        text, over = self.asked(path, _forced_text, (b"", False))
-        if text:
-            token = self.words.first(text)
-            return _only(self.bits(path)) if token is None else token
-        return min(self.words.eos_ids) if over and len(self.words.eos_ids) == 1 else -1
+        text = self.asked(path, LLMatcher.compute_ff_bytes, b"")
+        token = self.words.first(text) if text else None
+        return token if token is not None else _only(self.bits(path)) if text else -1
 
 
 def _mask(matcher: LLMatcher) -> bytes:
     """Return the mask, a bit for each token; `b""` at a dead end, for which llguidance has an end token."""
     bits = matcher.compute_bitmask()
     return b"" if matcher.is_stopped() and not matcher.is_accepting() else bits
-
-
-def _forced_text(matcher: LLMatcher) -> tuple[bytes, bool]:
-    """Return the text that must come next, and whether the text must end instead."""
-    text = matcher.compute_ff_bytes()
-    return text, matcher.is_stopped() and matcher.is_accepting()
 
 
 def _only(bits: bytes) -> int:
