@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hostile import healthy
+from llguidance import LLParserLimits
 from messages import PROVOKED, Provoke, hostile, made, meets, raised, warned
 from small_tokenizers import byte_level
 from test_gguf_tokens import byte_level as write_tokens
@@ -21,6 +22,7 @@ from test_gguf_tokens import byte_level as write_tokens
 from stretto import LLM, SamplingParams
 from stretto.cli.chat import Conversation, Wrong, obey
 from stretto.cli.main import main
+from stretto.core import grammar
 from stretto.engine.llm import pick_device
 from stretto.kernels import native
 from stretto.tokens import Tokenizer
@@ -130,6 +132,18 @@ meets("A parameter beyond its limits")(asking(temperature=-1))
 meets("A misspelt parameter")(asking(temprature=0.5))
 meets("More at least than at most")(asking(min_tokens=20, max_tokens=10))
 meets("Nothing is left to say")(refusing([5], max_tokens=4, banned=[[token] for token in range(4096)]))
+meets("A form that cannot be met")(asking(max_tokens=4, mask=["regex", {"pattern": "a("}]))
+meets("A form for a model without a tokenizer")(
+    lambda place, patch: mute(place / "m").generate([[1]], SamplingParams(mask=("json_object", {})))[0].error or ""
+)
+
+
+@meets("A form that grows beyond its limits")
+def beyond(place: Path, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=50, verbose_errors=False))
+    return refusing([5], max_tokens=40, mask=["regex", {"pattern": "[xy](ab){500}"}])(place, patch)
+
+
 meets("An empty prompt")(refusing([]))
 meets("A wrong token id")(refusing([5, 5000]))
 meets("A prompt longer than the context")(refusing([5] * 2048))
@@ -192,6 +206,8 @@ meets("An unknown device")(lambda place, patch: raised(lambda: pick_device("tpu"
 # ---- commands ----
 
 meets("A demonstration model")(running("generate", "Once", "--max-tokens", "1"))
+meets("Several forms at once")(running("generate", "Once", "--regex", "a", "--json-schema", "{}"))
+meets("A form that cannot be read")(running("generate", "Once", "--grammar", "none.lark"))
 meets("Half of a batch")(running("generate", "--file", "prompts.jsonl"))
 meets("No prompt")(running("generate"))
 meets("A line that is not JSON")(

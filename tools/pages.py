@@ -133,6 +133,8 @@ refused with the limits and what to do instead.
 
 The order in which they act: the three penalties, `logit_bias`, `banned` and `min_tokens`, `mask`; then `temperature`,
 `top_k`, `top_p`, `min_p`; then the [noise](determinism.md), and the largest wins.
+
+`mask` gives a text a form, such as JSON of a schema: [structured output](structured.md).
 """
 
 

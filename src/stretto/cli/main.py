@@ -51,14 +51,23 @@ def generate(
         Path | None, typer.Option("--file", help='Many prompts: JSON Lines of {"prompt": ..., "params": {...}}.')
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where their results go; a second run resumes.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Write JSON that fits this schema: its text, or the file that holds it.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Write a text that this regular expression matches.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Write a text that this file's grammar derives, in Lark's syntax.")
+    ] = None,
 ) -> None:
     """Write on from a text, or answer a file of prompts."""
     from stretto.cli.generate import run
+    from stretto.cli.structure import structure
 
     if (file is None) != (out is None) or (file is not None and prompt is not None):
         raise typer.BadParameter("--file and --out go together, without a prompt", param_hint="--file")
     text = prompt if prompt is not None or file is not None else _piped()
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
+    params |= structure(json_schema=json_schema, regex=regex, grammar=grammar)
     run(
         text,
         file=file,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import stretto.core.structured  # noqa: F401  # registers the masks of structured output
 from stretto.core.batch import Model
+from stretto.core.masks import build_mask
 from stretto.core.params import SamplingParams
 from stretto.core.request import Request
 from stretto.core.sampler import SamplerState
 from stretto.decoding.method import DecodingMethod
 from stretto.tokens.detokenize import TextStream
 from stretto.tokens.tokenizer import Tokenizer
+from stretto.tokens.words import Words
 
 Prompt = str | Sequence[int]
 
@@ -29,6 +32,11 @@ class Intake:
     capacity: int
     """Tokens that the cache holds."""
     numbers: count[int]
+    words: Words | None = field(init=False)
+    """What the model's tokens spell, for masks that read text."""
+
+    def __post_init__(self) -> None:
+        self.words = None if self.tokenizer is None else Words(self.tokenizer, self.model.vocab_size, self.eos_ids)
 
     def requests(
         self,
@@ -63,6 +71,8 @@ class Intake:
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop!r} needs a tokenizer and this checkpoint has none: use stop_token_ids")
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        size, eos_ids = self.model.vocab_size, self.eos_ids
+        mask = None if params.mask is None else build_mask(*params.mask, size, eos_ids, self.words)
         requests: list[Request] = []
         for sample in range(params.n):
             state = SamplerState.begin(
@@ -70,9 +80,10 @@ class Intake:
                 ids,
                 sample=sample,
                 seed=seed,
-                vocab_size=self.model.vocab_size,
-                eos_ids=self.eos_ids,
+                vocab_size=size,
+                eos_ids=eos_ids,
                 limit=limit,
+                mask=mask,
             )
             request = Request(
                 next(self.numbers),
