@@ -271,7 +271,8 @@ def test_an_error_while_writing_is_told(llm, monkeypatch):
         return honest(self, path)
 
     monkeypatch.setattr(Matching, "sound", unsound)
-    done = run(llm, [("x", name, {"mask": ("json_object", {}), "seed": 1}) for name in ("plain", "deep")])
+    letters = ("regex", {"pattern": "[a-z]{40}"})
+    done = run(llm, [("x", name, {"mask": letters, "seed": 1}) for name in ("plain", "deep")])
     assert [each.finish for each in done] == ["error"] * 2
     assert all("too many items" in each.error for each in done)
 
