@@ -164,7 +164,7 @@ def carries(wrong: Callable[[float, float, float], float]) -> Callable[[pytest.M
 CONTROLS = [
     Case("rejection: draft probability taken as 1", taken_as_one(Rejection)),
     Case("rejection: no residual", Rejection(), patch=no_residual(rejection)),
-    Case("rejection: bonus skipped", bonus_skipped(Rejection), count=200),
+    Case("rejection: bonus skipped", bonus_skipped(Rejection), count=COUNT),
     Case("multi-round: draft probability taken as 1", taken_as_one(MultiRound), 3),
     Case(
         "multi-round: residual not renormalised",
@@ -187,7 +187,7 @@ CONTROLS = [
     Case("block: no residual", Block(), patch=no_residual(block)),
     Case("block: draft probability taken as 1", Block(), patch=carries(lambda weight, p, q: weight * p)),
     Case("block: each token judged for itself", Block(), patch=carries(lambda weight, p, q: min(1.0, p / q))),
-    Case("block: bonus skipped", bonus_skipped(Block)),
+    Case("block: bonus skipped", bonus_skipped(Block), count=COUNT),
 ]
 
 
