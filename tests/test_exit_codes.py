@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -106,3 +107,17 @@ def test_exit_codes(name: str, ends: Any, monkeypatch: pytest.MonkeyPatch):
             code, said = ends(name, command.good)
             assert code == expected and "Traceback" not in said
             assert ("stretto: no room" in said) == (expected == 1)
+
+
+def test_ctrl_c_within_an_import_is_not_lost(tmp_path: Path):
+    """The module stands for one whose C code clears the exception."""
+    (tmp_path / "swallows.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    )
+    script = (
+        f"import sys; from stretto.cli import main; sys.path.insert(0, {str(tmp_path)!r}); "
+        "main.app = lambda **_: __import__('swallows'); main.main()"
+    )
+    for told, code in ((script, 130), (script.replace("main.main()", "main.app()"), 0)):  # the control: it is lost
+        done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+        assert done.returncode == code and not done.stderr

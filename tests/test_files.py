@@ -58,6 +58,15 @@ def test_a_kill_leaves_the_old_file(kill: str, tmp_path: Path):
     assert (path.read_text() == "old") == (kill != "plain")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no owner's mode there")
+def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path: Path):
+    (tmp_path / "usual").touch()
+    with files.whole(tmp_path / "weights") as partial:
+        partial.unlink()
+        partial.touch(0o600)  # as safetensors does
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     path = tmp_path / "talk.json"
     path.write_text("old")

@@ -14,7 +14,7 @@ from small_tokenizers import byte_level
 
 from stretto import SamplingParams
 from stretto.engine.host import Host
-from stretto.tokens import Reply, ReplyParser, Tokenizer, ToolCall, parse, read_reply
+from stretto.tokens import Reply, ReplyParser, Tokenizer, ToolCall, harmony, parse, read_reply
 from stretto.tokens.replies import MARKERS
 
 HERMES = '<tool_call>\n{"name": "ask", "arguments": {"n": 1}}\n</tool_call>'
@@ -28,6 +28,8 @@ DEEPSEEK_R1 = (
     + "\n".join(['<｜tool▁call▁begin｜>function<｜tool▁sep｜>ask\n```json\n{"n": 1}\n```<｜tool▁call▁end｜>'] * 2)
     + "<｜tool▁calls▁end｜>"
 )
+ANALYSIS = "<|channel|>analysis<|message|>Hm.<|end|>"
+ASK_IN_CHANNEL = '<|channel|>commentary to=functions.ask <|constrain|>json<|message|>{"n": 1}<|call|>'
 CASES: list[tuple[str, dict[str, bool], Reply]] = [
     ("Hello.", {}, Reply("Hello.")),
     ("  \n Hello.\n", {}, Reply("  \n Hello.\n")),
@@ -86,6 +88,29 @@ CASES: list[tuple[str, dict[str, bool], Reply]] = [
         {"tools": True},
         Reply('{"name": "ask", "parameters": ' + "[" * 5000),
     ),
+    (f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|>Yes.<|return|>", {}, Reply("Yes.", "Hm.")),
+    ("<|channel|>final<|message|>Tags such as <think> are", {}, Reply("Tags such as <think> are")),
+    (f"{ANALYSIS}<|start|>assistant{ASK_IN_CHANNEL}", {}, Reply("", "Hm.", ASK)),
+    (ASK_IN_CHANNEL.removesuffix("<|call|>"), {}, Reply(tool_calls=ASK)),
+    (
+        f"{ANALYSIS}<|start|>assistant<|channel|>commentary<|message|>First I ask.<|end|><|start|>assistant"
+        f"<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant{ASK_IN_CHANNEL}",
+        {},
+        Reply("First I ask.", "Hm.\nAsk.", ASK),
+    ),
+    (' to=functions.ask<|channel|>commentary json<|message|>{"n": 1}<|call|>', {}, Reply(tool_calls=ASK)),
+    (
+        '<|channel|>analysis to=browser.search code<|message|>{"query": "a"}<|call|>'
+        "<|start|>assistant to=functions.now<|channel|>commentary<|message|><|call|>",
+        {},
+        Reply(tool_calls=[ToolCall("browser.search", {"query": "a"}), ToolCall("now", {})]),
+    ),
+    ("<|channel|>analysis to=python code<|message|>print(1)<|call|>", {}, Reply("", "print(1)")),
+    ('<|channel|>commentary to=functions.ask<|message|>{"n": <|call|>', {}, Reply('{"n": ')),
+    (f"{ANALYSIS}<|start|>assistant<|channel|>fin", {}, Reply("", "Hm.")),
+    ("<|channel|> is a token <|message|> too.", {}, Reply("<|channel|> is a token <|message|> too.")),
+    ("<|channel|>" + "a" * 300, {}, Reply("<|channel|>" + "a" * 300)),
+    ("to=everyone: hello", {}, Reply("to=everyone: hello")),
 ]
 
 
@@ -104,7 +129,21 @@ def streamed(parser: Any, pieces: list[str]) -> Reply:
 
 
 PARTS = st.sampled_from(
-    [*MARKERS, HERMES, '{"name": "a", "parameters": {}}', '[{"name": "a"}]', " ", "\n", "{", "<", "[T", "word"]
+    [
+        *MARKERS,
+        *harmony.MARKERS,
+        ANALYSIS,
+        ASK_IN_CHANNEL,
+        HERMES,
+        '{"name": "a", "parameters": {}}',
+        '[{"name": "a"}]',
+        " ",
+        "\n",
+        "{",
+        "<",
+        "[T",
+        "word",
+    ]
 )
 
 
@@ -123,7 +162,7 @@ def test_pieces_add_up_to_the_whole(text: str, cuts: list[int], thinking: bool, 
     whole = parse(text, thinking, tools)
     assert streamed(ReplyParser(thinking, tools), [*pieces, rest]) == whole
     assert streamed(ReplyParser(thinking, tools), list(text)) == whole
-    if not any(marker in text for marker in MARKERS) and not thinking and not tools:
+    if not any(marker in text for marker in (*MARKERS, *harmony.MARKERS)) and not thinking and not tools:
         assert whole == Reply(text)
 
 
@@ -166,6 +205,16 @@ def test_markers_that_are_special_tokens_are_read_though_the_text_hides_them(spe
     assert read_reply(tokenizer, prompt, ids) == Reply("Yes. ", "Hm.", ASK)
     assert ("</think>" in tokenizer.decode(ids)) != special
     assert read_reply(tokenizer, prompt[:3], ids, stop=("Yes",)) == parse("Hm.</think>")
+
+
+@pytest.mark.parametrize("channels", [True, False])
+def test_an_end_of_a_turn_is_read_where_there_are_channels_only(channels: bool) -> None:
+    core = tokenizers.Tokenizer.from_str(byte_level()._core.to_str())
+    core.add_special_tokens(list(harmony.MARKERS) if channels else ["<|end|>"])
+    tokenizer = Tokenizer(core, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+    said = f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|>Yes.<|return|>" if channels else "Yes.<|end|>"
+    expected = Reply("Yes.", "Hm." if channels else "")
+    assert read_reply(tokenizer, tokenizer.encode_plain("<s>How?"), tokenizer.encode_plain(said)) == expected
 
 
 def test_chats_return_their_fields(tiny: Any) -> None:

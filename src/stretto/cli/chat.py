@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.completion import Completion
 from stretto.engine.llm import LLM
-from stretto.tokens.replies import ReplyParser
+from stretto.tokens.replies import ReplyStream
 from stretto.weights.files import write_whole
 
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
@@ -56,29 +56,25 @@ class Conversation:
         except ValueError:
             self.messages.pop()
             raise
-        parser, said = ReplyParser(thinking=_opened(self.llm, prompt)), ""
+        assert self.llm.tokenizer is not None
+        params, said = SamplingParams.from_dict(self.params), ""
+        reply = ReplyStream(self.llm.tokenizer, prompt, stop=params.stop, min_tokens=params.min_tokens)
         try:
-            for piece in self.llm.stream(prompt, SamplingParams.from_dict(self.params), method=self.method):
-                found = parser.push(piece.text)
+            for piece in self.llm.stream(prompt, params, method=self.method):
+                found = reply.push(piece.token_ids)
                 show(found.thinking, True)
                 show(found.text, False)
                 said += found.text
                 self.last = piece.completion or self.last
         except KeyboardInterrupt:
             pass
-        rest = parser.finish()
+        rest = reply.finish()
         show(rest.thinking, True)
         show(rest.text, False)
         self.messages.append({"role": "assistant", "content": (said + rest.text).strip()})
         if self.last is not None and self.last.finish_reason == "error":
             del self.messages[-2:]
             raise ValueError(self.last.error)
-
-
-def _opened(llm: LLM, prompt: Sequence[int]) -> bool:
-    """Whether the template has opened a thinking block, which the answer then begins in."""
-    assert llm.tokenizer is not None
-    return llm.tokenizer.decode(list(prompt[-8:])).rstrip().endswith("<think>")
 
 
 # ---- commands ----

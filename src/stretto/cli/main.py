@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -246,6 +249,8 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         # Commands return nothing: a number is the exit code of an interruption (some versions raise it instead).
         code = app(standalone_mode=False) or 0
@@ -254,6 +259,16 @@ def main() -> None:
     except Exception as error:
         code = report(error)
     sys.exit(code)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C raises ``KeyboardInterrupt``. Within an import it ends the process: libraries that import others from C
+    swallow the exception, and fail later for the want of what was not imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def report(error: Exception) -> int:

@@ -79,7 +79,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     """Return the columns of a row, empty where there is nothing to say."""
     lacking = entry["missing"]
     runnable = "" if lacking is None else f"no: {', '.join(lacking)} missing" if lacking else "yes"
-    source = f"as {entry['same_as']}; {entry['source']}" if entry["same_as"] else entry["source"]
+    source = f"drafts as {entry['same_as']}; {entry['source']}" if entry["same_as"] else entry["source"]
     needs = ", ".join(entry["needs"])
     return [entry["name"], entry["family"], entry["fidelity"], entry["claim"], needs, runnable, source]
 

@@ -55,6 +55,7 @@ def methods_page() -> str:
         "",
         "Generated from the recipes (`methods_page` in `recipes/table.py`). *Fidelity* is what Stretto promises,",
         "relative to plain decoding of the same weights on the same backend; *claim* is what the paper says.",
+        "No two draft the same trees, except where a row says whose it drafts: those papers describe one algorithm.",
         "",
         "| method | family | fidelity | claim | needs | source |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -66,7 +67,7 @@ def methods_page() -> str:
             recipe.fidelity,
             recipe.claim,
             ", ".join(sorted(recipe.needs)),
-            recipe.source,
+            f"drafts as `{recipe.same_as}`; {recipe.source}" if recipe.same_as else recipe.source,
         ]
         lines.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,8 @@ import tokenizers
 
 _MOST_PARTS = 2_000_000
 """Entries and items, of which each takes up to 300 bytes of memory. The largest real one has 1.4 million."""
+_MOST_PIECES = 10_000
+"""Of templates that put special tokens around a text; real ones have some ten."""
 _MOST = 64
 """Real ones replace one for one, but for a few characters that they spell out."""
 _MOST_BYTES = 4 << 20
@@ -20,13 +22,17 @@ _MOST_BYTES = 4 << 20
 def check_parts(path: Path) -> None:
     """Raise ``ValueError`` where the file lists more than any tokenizer has; the library would take it in all the same,
     and end the process where the memory does not suffice."""
+    parts = pieces = 0
     with path.open("rb") as file:
-        parts = sum(piece.count(b",") for piece in iter(lambda: file.read(1 << 20), b""))
-    if parts > _MOST_PARTS:
-        raise ValueError(
-            f"{path} lists {parts} parts, expected at most {_MOST_PARTS}; no real tokenizer has more, get the model "
-            "from where it was published"
-        )
+        while text := file.read(1 << 20):
+            parts += text.count(b",")
+            pieces += text.count(b'"type_id"')
+    for what, count, most in (("parts", parts, _MOST_PARTS), ("pieces of a template", pieces, _MOST_PIECES)):
+        if count > most:
+            raise ValueError(
+                f"{path} lists {count} {what}, expected at most {most}; no real tokenizer has more, get the model "
+                "from where it was published"
+            )
 
 
 def check_growth(core: tokenizers.Tokenizer, path: Path) -> None:

@@ -28,7 +28,7 @@ MAX_WORK = 4 * MAX_CHARACTERS
 """What a template may build in all while it runs: characters of texts, and 8 for each item of a list."""
 MAX_SECONDS = 5.0
 """Processor time that a template may take; those in use take milliseconds."""
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 """Processor time for a look at a template while its checkpoint is loaded."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 

@@ -4,7 +4,7 @@ Formats read, by their published descriptions: thinking between ``<think>`` and 
 has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` and
 ``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}`` in a list (DeepSeek),
 ``<|python_tag|>{...}`` and, where tools were offered, a reply that is one JSON object with a name and its arguments
-(Llama 3). What looks like a call and is not one stays text.
+(Llama 3); the channels of gpt-oss (``harmony``). What looks like a call and is not one stays text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stretto.tokens import harmony
 from stretto.tokens.detokenize import TextStream, overlap
 from stretto.tokens.tokenizer import Tokenizer
 
@@ -85,6 +86,9 @@ class ReplyParser:
         self._closing: str | None = None
         self._opening = ""
         self._skip_blanks = thinking
+        self._head = harmony.Header("", "")
+        self._written: dict[str, harmony.Header] = {}
+        """By field: the last message of a channel that wrote to it."""
         self._read = self._thinking if thinking else self._start
         self._final = False
 
@@ -115,7 +119,9 @@ class ReplyParser:
         elif self._tools and begun.startswith("{"):
             self._opening, self._closing, self._pending = "", None, begun
             self._read = self._call
-        elif self._final or not _THINK.startswith(begun):
+        elif (channels := harmony.may_open(begun)) is True:
+            self._read = self._header
+        elif self._final or (channels is False and not _THINK.startswith(begun)):
             self._read = self._text
         else:
             return False
@@ -166,6 +172,50 @@ class ReplyParser:
         self._pending, self._read, self._skip_blanks = after, self._text, calls is not None
         return True
 
+    def _header(self, found: Reply) -> bool:
+        """A message of a channel begins: read its header when it is whole. Of one that is cut short nothing is kept."""
+        place, most = self._pending.find(harmony.MESSAGE), harmony.MAX_HEADER
+        whole = 0 <= place <= most
+        if not whole and len(self._pending) < most + len(harmony.MESSAGE) and not self._final:
+            return False
+        head = harmony.read_header(self._pending[:place] if whole else self._pending)
+        if head is None or not (whole or self._final):
+            self._read = self._text
+            return True
+        self._head, self._pending = head, self._pending[place + len(harmony.MESSAGE) :] if whole else ""
+        self._read = self._arguments if head.function else self._message
+        return whole
+
+    def _message(self, found: Reply) -> bool:
+        body, end, after = harmony.until_end(self._pending)
+        if not end:
+            self._say(found, self._certain(harmony.ENDS))
+            return False
+        self._say(found, body)
+        self._pending, self._read = after, self._header
+        return True
+
+    def _arguments(self, found: Reply) -> bool:
+        """A message to a function is read when it is whole; one that is no call goes where its channel goes."""
+        body, end, after = harmony.until_end(self._pending)
+        if not end and not self._final:
+            return False
+        call = _one_call({"name": self._head.function, "arguments": body if body.strip() else "{}"}, bare=False)
+        if call is None:
+            self._say(found, body)
+        else:
+            found.tool_calls.append(call)
+        self._pending, self._read = after, self._header
+        return bool(end)
+
+    def _say(self, found: Reply, words: str) -> None:
+        """Add words of a channel, on a new line behind an earlier message's."""
+        name = "thinking" if self._head.channel == "analysis" else "text"
+        if words:
+            apart = "\n" if self._written.get(name, self._head) is not self._head else ""
+            setattr(found, name, getattr(found, name) + apart + words)
+            self._written[name] = self._head
+
     def _blanks(self) -> bool:
         """Drop blanks behind a marker; returns whether there may be more of them to drop."""
         if self._skip_blanks:
@@ -189,28 +239,47 @@ def parse(text: str, thinking: bool = False, tools: bool = False) -> Reply:
     return reply
 
 
-def read_reply(
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    tokens: Sequence[int],
-    *,
-    stop: tuple[str, ...] = (),
-    include_stop: bool = False,
-    min_tokens: int = 0,
-    tools: bool = False,
-) -> Reply:
-    """Take apart the tokens that a model wrote behind ``prompt``, a conversation as its template writes it.
+class ReplyStream:
+    """Takes apart the tokens that a model writes behind ``prompt``, a conversation as its template writes it.
 
     Markers that are special tokens, which the text leaves out, are read as well. ``stop``, ``include_stop`` and
-    ``min_tokens`` are those of :class:`TextStream`. The prompt tells whether the template has opened a thinking block.
+    ``min_tokens`` are those of :class:`TextStream`, ``tools`` that of :class:`ReplyParser`. The prompt tells whether
+    the template has opened a thinking block.
     """
-    opened = tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(_THINK)
-    reveal = tokenizer.special_ids(MARKERS)
-    stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=reveal)
-    for token in tokens:
-        stream.push(token)
-    stream.flush()
-    return parse(stream.text, opened, tools)
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        stop: tuple[str, ...] = (),
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        tools: bool = False,
+    ) -> None:
+        opened = tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(_THINK)
+        channels = harmony.MARKERS if tokenizer.special_ids((harmony.CHANNEL,)) else ()
+        reveal = tokenizer.special_ids((*MARKERS, *channels))  # other families end a turn with <|end|>
+        self._stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=reveal)
+        self._parser = ReplyParser(opened, tools)
+
+    def push(self, tokens: Sequence[int]) -> Reply:
+        """Take the next tokens; returns what has become certain."""
+        return self._parser.push("".join(self._stream.push(token)[0] for token in tokens))
+
+    def finish(self) -> Reply:
+        """What was held back, when no token follows."""
+        found = self._parser.push(self._stream.flush())
+        found.add(self._parser.finish())
+        return found
+
+
+def read_reply(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], **options: Any) -> Reply:
+    """Take a whole reply in tokens apart; see :class:`ReplyStream` for ``options``."""
+    stream = ReplyStream(tokenizer, prompt, **options)
+    reply = stream.push(tokens)
+    reply.add(stream.finish())
+    return reply
 
 
 def _may_be_call(opening: str, body: str) -> bool:

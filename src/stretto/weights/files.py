@@ -21,7 +21,10 @@ def whole(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode & 0o777
         yield partial
+        partial.chmod(usual)  # some libraries write files that only their owner may read
         put(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
