@@ -40,7 +40,12 @@ def again(answer: str, folder: Path, *, model: str | None, method: str | None) -
     ]
     for each in done:
         print(each.text, flush=True)
-    was, found = [each["tokens"] for each in record.answers], [each.token_ids for each in done]
+    was = [each["tokens"] for each in record.answers]
+    cut = [each["finish_reason"] == "timeout" for each in record.answers]
+    found = [
+        each.token_ids[: len(then)] if short else each.token_ids
+        for each, then, short in zip(done, was, cut, strict=True)
+    ]
     if found == was:
         print(f"the same {sum(map(len, found))} tokens", file=sys.stderr)
         return

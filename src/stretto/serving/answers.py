@@ -30,6 +30,11 @@ class Spelling:
             known = self._known[token] = self._spelled(token)
         return known
 
+    def length(self, token: int) -> int:
+        """Return how many characters the token adds to a text: special ones add none."""
+        shown = self._tokenizer is not None and self._tokenizer.shows(token)
+        return len(self.of(token)[0]) if shown else 0
+
     def _spelled(self, token: int) -> tuple[str, list[int]]:
         tokenizer = self._tokenizer
         if tokenizer is None:

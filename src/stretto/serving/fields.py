@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stretto.decoding.method import Fidelity
+from stretto.serving.bounds import nesting
 
-Whole = Annotated[int, Field(strict=True)]
+Int = Annotated[int, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
+
+
+NESTING = 64
+"""Levels of arrays and objects that lie in each other in a body, at most."""
 
 
 class Body(BaseModel):
     """No field beyond those named."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Whole(Body):
+    """The body of a request itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shallow(cls, data: Any) -> Any:
+        if not nesting(data, NESTING):
+            raise ValueError(f"nested deeper than {NESTING} levels")
+        return data
 
 
 class StreamOptions(Body):
@@ -48,22 +64,22 @@ class StructuredOutputs(Body):
     json_object: Flag | None = None
 
 
-class Sampling(Body):
+class Sampling(Whole):
     """What text and chat completions share; the names are OpenAI's, and vLLM's where OpenAI has none."""
 
     model: Text
     temperature: Number | None = None
     top_p: Number | None = None
-    top_k: Annotated[Whole | None, Field(description="0 and -1 switch it off.")] = None
+    top_k: Annotated[Int | None, Field(description="0 and -1 switch it off.")] = None
     min_p: Number | None = None
-    n: Whole | None = None
-    max_tokens: Whole | None = None
-    min_tokens: Whole | None = None
+    n: Int | None = None
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
     stop: Text | list[Text] | None = None
-    stop_token_ids: list[Whole] | None = None
+    stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: Flag | None = None
     ignore_eos: Flag | None = None
-    seed: Whole | None = None
+    seed: Int | None = None
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     repetition_penalty: Number | None = None
@@ -77,7 +93,7 @@ class Sampling(Body):
     user: Text | None = None
     method: Annotated[Text | None, Field(description="A decoding method by name, or auto.")] = None
     fidelity: Annotated[Fidelity, Field(description="The least that is accepted of the method.")] = "exact"
-    priority: Annotated[Whole | None, Field(description="Higher runs first.")] = None
+    priority: Annotated[Int | None, Field(description="Higher runs first.")] = None
     ttft_ms: Annotated[Number | None, Field(description="Goal for the first token.")] = None
     tpot_ms: Annotated[Number | None, Field(description="Goal for each further token.")] = None
     deadline_ms: Annotated[Number | None, Field(gt=0, description="The request ends with an error behind it.")] = None
@@ -86,10 +102,10 @@ class Sampling(Body):
 class CompletionBody(Sampling):
     """``POST /v1/completions``."""
 
-    prompt: Text | list[Text] | list[Whole] | list[list[Whole]]
+    prompt: Text | list[Text] | list[Int] | list[list[Int]]
     echo: Flag | None = None
-    logprobs: Whole | None = None
-    best_of: Annotated[Whole | None, Field(description="Refused, unless it is what n is.")] = None
+    logprobs: Int | None = None
+    best_of: Annotated[Int | None, Field(description="Refused, unless it is what n is.")] = None
     suffix: Annotated[Text | None, Field(description="Refused.")] = None
 
 
@@ -114,7 +130,7 @@ class Call(Body):
     id: Text = ""
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Whole | None = None
+    index: Int | None = None
 
 
 class TextPart(Body):
@@ -153,16 +169,16 @@ class ChatBody(Sampling):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: Flag | None = None
-    max_completion_tokens: Whole | None = None
+    max_completion_tokens: Int | None = None
     logprobs: Flag | None = None
-    top_logprobs: Whole | None = None
+    top_logprobs: Int | None = None
     reasoning_effort: Annotated[Text | None, Field(description="Handed to the chat template.")] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, Field(description="Further variables of the chat template.")
     ] = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(Whole):
     """``POST /tokenize``: of a text, or of a conversation."""
 
     model: Text | None = None
@@ -174,8 +190,8 @@ class TokenizeBody(Body):
     return_token_strs: Flag = False
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(Whole):
     """``POST /detokenize``."""
 
     model: Text | None = None
-    tokens: list[Whole]
+    tokens: list[Int]

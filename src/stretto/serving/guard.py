@@ -70,7 +70,7 @@ class Guard:
                     "http",
                     request_id=state["id"],
                     key=state["caller"].name,
-                    method=scope["method"],
+                    verb=scope["method"],
                     path=path,
                     status=status,
                     ms=round((time.monotonic() - began) * 1e3, 1),

@@ -18,8 +18,6 @@ class Limits:
     body: int = 8 << 20
     body_seconds: float = 30.0
     """Time to send a body in."""
-    nesting: int = 64
-    """Levels of arrays and objects in a body."""
     prompts: int = 64
     samples: int = 128
     """Of all prompts together: their number times ``n``."""

@@ -67,7 +67,7 @@ class Texts:
         for token, found in zip(tokens, places, strict=False):
             names.append(self._spelling.of(token)[0])
             offsets.append(offset)
-            offset += len(names[-1])
+            offset += self._spelling.length(token)
             values.append(None if found is None else found[token])
             # Two tokens may be written alike; the likelier one stands. The token itself is always among them.
             told: dict[str, float] = {}
