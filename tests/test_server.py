@@ -211,7 +211,9 @@ def test_models_text_to_tokens_and_back(ask: openai.OpenAI, address: str, llm: L
     talk = post(address, "/tokenize", {"messages": TALK}).json()
     assert talk["tokens"] == llm.encode_chat(TALK) and talk["count"] == len(talk["tokens"])
     for body in ({}, {"prompt": "a", "messages": TALK}, {"prompt": "\ud800"}):
-        found = httpx.post(f"{address}/tokenize", content=json.dumps(body), headers={"content-type": "application/json"})
+        found = httpx.post(
+            f"{address}/tokenize", content=json.dumps(body), headers={"content-type": "application/json"}
+        )
         assert found.status_code == 400
     assert post(address, "/detokenize", {"tokens": [-1]}).status_code == 400
 

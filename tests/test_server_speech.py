@@ -110,9 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_text_is_told_the_same_whole_and_streamed(
-    ask: openai.OpenAI, say: Callable[[str], None], name: str
-):
+def test_a_text_is_told_the_same_whole_and_streamed(ask: openai.OpenAI, say: Callable[[str], None], name: str):
     text, asked, expected = CASES[name]
     say(text)
     assert whole(ask, **asked) == expected

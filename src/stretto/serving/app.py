@@ -167,7 +167,11 @@ def _errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message = f"there is no {request.method} {request.url.path:.200} here" if error.status_code == 404 else str(error.detail)
+        message = (
+            f"there is no {request.method} {request.url.path:.200} here"
+            if error.status_code == 404
+            else str(error.detail)
+        )
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(ClientGone)

@@ -99,7 +99,9 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if self.keys.needed and (caller.name == METRICS) != (path == "/metrics"):
-            raise ApiError(403, f"this key may not read {path}: /metrics is for the key named '{METRICS}', and it alone")
+            raise ApiError(
+                403, f"this key may not read {path}: /metrics is for the key named '{METRICS}', and it alone"
+            )
         if scope["method"] in ("POST", "PUT", "PATCH"):
             kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
             if kind != "application/json":

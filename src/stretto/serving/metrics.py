@@ -79,7 +79,9 @@ class Snapshot(Collector):
         yield GaugeMetricFamily("stretto_running", "Samples in the batch.", engine["running"])
         for name in ("steps", "preemptions"):
             yield CounterMetricFamily(f"stretto_{name}", f"Of the engine: {name}.", engine[name])
-        yield family("stretto_rows", "Rows computed.", ("kind",), ((k,) for k in engine["rows"]), engine["rows"].values())
+        yield family(
+            "stretto_rows", "Rows computed.", ("kind",), ((k,) for k in engine["rows"]), engine["rows"].values()
+        )
         seconds = engine["seconds"]
         yield family("stretto_step_seconds", "Time in steps.", ("part",), ((k,) for k in seconds), seconds.values())
         yield from self._drafts(engine["drafts"])

@@ -38,9 +38,7 @@ class Recorder:
             "numerics": done[0]["fingerprint"],
             "params": params,
             "prompts": wanted.prompts,
-            "answers": [
-                {"tokens": list(each["token_ids"]), "finish_reason": each["finish_reason"]} for each in done
-            ],
+            "answers": [{"tokens": list(each["token_ids"]), "finish_reason": each["finish_reason"]} for each in done],
         }
         write_whole(path, json.dumps(told) + "\n")
         if sys.platform != "win32":

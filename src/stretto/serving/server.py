@@ -40,7 +40,11 @@ def listen(settings: Settings) -> socket.socket:
 
 
 async def serve(
-    settings: Settings, *, process: bool = True, init: str | None = None, started: Callable[[Server, int], None] | None = None
+    settings: Settings,
+    *,
+    process: bool = True,
+    init: str | None = None,
+    started: Callable[[Server, int], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests end.
 
@@ -70,7 +74,9 @@ async def serve(
             if started is not None:
                 started(server, port)
             await engine.start()
-            tell("ready", **{name: engine.info()[name] for name in ("fingerprint", "method", "context", "cache_tokens")})
+            tell(
+                "ready", **{name: engine.info()[name] for name in ("fingerprint", "method", "context", "cache_tokens")}
+            )
             await serving
         finally:
             server.should_exit = True

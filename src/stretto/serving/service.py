@@ -193,5 +193,3 @@ def unavailable(why: str) -> ApiError:
 
 def _counts(used: Mapping[str, Any]) -> dict[str, Any]:
     return {name: used[name] for name in ("prompt_tokens", "completion_tokens")} | used["prompt_tokens_details"]
-
-

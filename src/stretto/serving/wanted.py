@@ -82,10 +82,14 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
     prompts = _prompts(body.prompt)
     check_count("prompt", len(prompts), model.limits.prompts, "prompts")
     ids = [_encoded(prompt, tokenizer) if isinstance(prompt, str) else prompt for prompt in prompts]
-    texts = [
-        prompt if isinstance(prompt, str) else tokenizer.decode(prompt) if tokenizer is not None else ""
-        for prompt in prompts
-    ] if body.echo else []
+    texts = (
+        [
+            prompt if isinstance(prompt, str) else tokenizer.decode(prompt) if tokenizer is not None else ""
+            for prompt in prompts
+        ]
+        if body.echo
+        else []
+    )
     params = _params(body, model, len(prompts))
     silent = body.max_tokens == 0 and bool(body.echo)
     if body.max_tokens is not None:
@@ -176,7 +180,9 @@ def fits(method: str, fidelity: str, default: str) -> str:
             "method",
         )
     if recipe.brings and method != default:
-        raise wrong(f"method={method!r} loads weights of its own; it serves where the server was started with it", "method")
+        raise wrong(
+            f"method={method!r} loads weights of its own; it serves where the server was started with it", "method"
+        )
     return method
 
 
@@ -283,6 +289,8 @@ def check_model(asked: str | None, names: Collection[str]) -> None:
     """Raise ``ApiError`` (404) for a model that is not served here."""
     if asked is not None and asked not in names:
         raise ApiError(
-            404, f"the model {asked!r:.200} is not served here; there is: {', '.join(names)}", param="model",
+            404,
+            f"the model {asked!r:.200} is not served here; there is: {', '.join(names)}",
+            param="model",
             code="model_not_found",
         )
