@@ -46,6 +46,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.failed: list[tuple[Request, Exception]] = []
         """Requests whose own admission or reservation raised; the engine ends them."""
+        self.preemptions = 0
         self._clock = 0
         self._changed = True
 
@@ -66,6 +67,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.stats.preemptions += 1
+        self.preemptions += 1
         self.add(request)
         try:
             self.method(request).preempted(request)
