@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol, cast
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class TokenMask(Protocol):
@@ -25,7 +29,7 @@ class ForcingMask(TokenMask, Protocol):
     """A mask that knows without looking at the whole vocabulary where it leaves no choice."""
 
     def forced(self, state: Any) -> int | None:
-        """Return the only token that may come next, None where several or none may."""
+        """Return the only token that may come next, None where several or none may, or only the mask could tell."""
 
 
 def only_allowed(mask: TokenMask, state: Any) -> int | None:
@@ -36,26 +40,89 @@ def only_allowed(mask: TokenMask, state: Any) -> int | None:
     return int(tokens) if len(tokens) == 1 else None
 
 
+class CheckingMask(TokenMask, Protocol):
+    """A mask that checks one token without looking at the whole vocabulary."""
+
+    def lawful(self, state: Any) -> bool:
+        """Return whether the last token before `state` was allowed, given that those before it were."""
+
+
+def lawful(mask: TokenMask, state: Any, token: int) -> Any | None:
+    """Return the state behind `token`, None where `mask` does not allow it in `state`."""
+    if hasattr(mask, "lawful"):
+        after = mask.advance(state, token)
+        return after if cast(CheckingMask, mask).lawful(after) else None
+    return mask.advance(state, token) if mask.allowed(state)[token] else None
+
+
+class TroubledMask(TokenMask, Protocol):
+    """A mask that may find out while a text is written that it cannot go on."""
+
+    def trouble(self, state: Any) -> str:
+        """Return what is in the way of the next token, the empty string where nothing is."""
+
+
+def trouble(mask: TokenMask | None, state: Any) -> str:
+    """Return what `mask` has met in `state`, the empty string where there is nothing to say."""
+    return cast(TroubledMask, mask).trouble(state) if hasattr(mask, "trouble") else ""
+
+
+class Words(Protocol):
+    """What a mask that reads text knows of a model's vocabulary."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+
+    @property
+    def trie(self) -> "LLTokenizer":
+        """The bytes of all tokens, as llguidance walks them. Raises ValueError where no token ends a text."""
+
+
 MaskFactory = Callable[..., TokenMask]
-_factories: dict[str, MaskFactory] = {}
 
 
-def register_mask(name: str, factory: MaskFactory) -> None:
-    """Make `SamplingParams(mask=(name, arguments))` call `factory(vocab_size, eos_ids, **arguments)`."""
-    _factories[name] = factory
+class _Entry(NamedTuple):
+    factory: MaskFactory
+    reads: bool
 
 
-def build_mask(name: str, args: dict[str, Any], vocab_size: int, eos_ids: Iterable[int]) -> TokenMask:
-    """Build the mask registered as `name`; raise ValueError for unknown names and for arguments it does not take."""
-    factory = _factories.get(name)
-    if factory is None:
+_factories: dict[str, _Entry] = {}
+_brief = Repr()
+_brief.maxstring = _brief.maxother = 120
+
+
+def register_mask(name: str, factory: MaskFactory, *, reads: bool = False) -> None:
+    """Make `SamplingParams(mask=(name, arguments))` call `factory(vocab_size, eos_ids, **arguments)`.
+
+    One that `reads` text is called as `factory(words, **arguments)`.
+    """
+    _factories[name] = _Entry(factory, reads)
+
+
+def build_mask(
+    name: str, args: dict[str, Any], vocab_size: int, eos_ids: Iterable[int], words: Words | None = None
+) -> TokenMask:
+    """Build the mask registered as `name`; raise ValueError for unknown names and for arguments it does not take.
+
+    `words` is None where the checkpoint has no tokenizer.
+    """
+    entry = _factories.get(name)
+    if entry is None:
         close = get_close_matches(name, _factories, 1)
         hint = f"did you mean {close[0]!r}?" if close else "register it with register_mask first"
         raise ValueError(f"mask={name!r}: expected one of {sorted(_factories)}; {hint}")
+    if entry.reads and words is None:
+        raise ValueError(f"mask={name!r} needs a tokenizer and this checkpoint has none: use mask='choice'")
     try:
-        return factory(vocab_size, frozenset(eos_ids), **args)
+        return entry.factory(words, **args) if entry.reads else entry.factory(vocab_size, frozenset(eos_ids), **args)
     except Exception as error:  # a registered factory is anybody's code
-        raise ValueError(f"mask={name!r}: expected arguments that it takes, got {args!r}; {error}") from error
+        shown = _brief.repr(args)
+        raise ValueError(f"mask={name!r}: expected arguments that it takes, got {shown}; {error}") from error
 
 
 _DEAD = -1

@@ -71,13 +71,15 @@ class SamplerState:
         vocab_size: int,
         eos_ids: frozenset[int],
         limit: int,
+        mask: TokenMask | None = None,
     ) -> "SamplerState":
         """Return the root state of sample number `sample` before its first token.
 
-        `limit` is the number of generated tokens at which it ends for length. Raises ValueError for an unknown mask or
-        arguments that the mask does not take.
+        `limit` is the number of generated tokens at which it ends for length. `mask` is what was built for `params`
+        already, where it was. Raises ValueError for an unknown mask or arguments that the mask does not take.
         """
-        mask = None if params.mask is None else build_mask(*params.mask, vocab_size, eos_ids)
+        if mask is None and params.mask is not None:
+            mask = build_mask(*params.mask, vocab_size, eos_ids)
         base = NoiseKey.base_of(seed, sample, prompt_hash(prompt))
         committed = Committed(params, prompt, base=base, mask=mask, vocab_size=vocab_size, eos_ids=eos_ids, limit=limit)
         return cls(committed, (), 0, None if mask is None else mask.start())

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 from stretto.core.choose import choose, logprobs
 from stretto.core.chunk import ALL_ROWS, Chunk, Output
-from stretto.core.picking import NAN_LOGITS
+from stretto.core.masks import trouble
+from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED
 from stretto.core.request import Committed, Request
 
 CHOICE_ERRORS = {
     NAN_LOGITS: "the model's logits hold NaN or infinity for this request: check the checkpoint, or use dtype='fp32'",
 }
-NOTHING_LEFT = "no token is allowed: mask, bans and logit bias together forbid the whole vocabulary"
+NOTHING_LEFT = "no token is allowed: mask, bans, min_tokens and logit bias together forbid the whole vocabulary"
 
 
-def choice_error(code: int) -> str:
-    """Return the message for a negative result of ``choose``."""
+def choice_error(code: int, request: Request) -> str:
+    """Return the message for a negative result of ``choose`` behind the committed text of ``request``."""
+    met = trouble(request.state.committed.mask, request.state.mask_state)
+    if code == NOTHING_ALLOWED and met:
+        return f"the mask cannot go on from here: {met}; use a simpler one"
     return CHOICE_ERRORS.get(code, NOTHING_LEFT)
 
 
@@ -63,7 +67,7 @@ def commit_known(requests: Sequence[Request], chunks: Sequence[Chunk], outputs: 
         chosen = choose(logits, [c.request.state for c in choosing], rows=places)
         for place, committed, token in zip(places, choosing, chosen, strict=True):
             if token < 0:
-                committed.error = choice_error(token)
+                committed.error = choice_error(token, committed.request)
                 continue
             committed.tokens = (token,)
             committed.finish = committed.request.state.ends(token)

@@ -15,7 +15,7 @@ from stretto.decoding.known import commit_known, known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
 from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, only
+from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, obeying, only
 from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
@@ -208,7 +208,7 @@ class Speculative:
                 found.later.add(drafter.name)
 
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
-        """Return a drafter's drafts, late ones that have arrived included, each a well-formed tree."""
+        """Return a drafter's drafts, late ones that have arrived included: well-formed trees that obey their masks."""
         drafts: list[Draft | None] = []
         for request, draft in zip(requests, drafter.draft(requests, rows), strict=True):
             key = f"{drafter.name}.ticket"
@@ -225,8 +225,13 @@ class Speculative:
                     draft = None if rest is None else Draft(rest)
             elif draft is not None:
                 self._validate(request, draft)
-            drafts.append(draft)
+            drafts.append(draft if draft is None or not len(draft.tree) else self._obeying(draft, request))
         return drafts
+
+    def _obeying(self, draft: Draft, request: Request) -> Draft | None:
+        """Return what the request's mask leaves of a draft, None where that is nothing."""
+        left = obeying(draft, request.state)
+        return left if len(left.tree) or left.probes else None
 
     def _validate(self, request: Request, draft: Draft) -> None:
         """Raise ``ValueError`` for a tree, or for probe rows, that would end the request if they reached a pass."""

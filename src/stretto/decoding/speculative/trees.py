@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stretto.core.chunk import ALL_ROWS, Chunk, Role, Segment
+from stretto.core.chunk import ALL_ROWS, CONTEXT, Chunk, Role, Segment
+from stretto.core.masks import lawful
 from stretto.core.request import Request
+from stretto.core.sampler import SamplerState
 from stretto.core.tree import DraftTree
-from stretto.decoding.speculative.drafter import Draft
+from stretto.decoding.speculative.drafter import Draft, Probes
 
 EMPTY = DraftTree.run([])
 """Nothing drafted."""
@@ -34,6 +36,37 @@ def only(tree: DraftTree, nodes: Sequence[int], root: int = -1) -> DraftTree:
         [tree.owners[node] for node in nodes],
         None if tree.q is None else {place[node]: q for node, q in tree.q.items() if node in place},
     )
+
+
+def obeying(draft: Draft, state: SamplerState) -> Draft:
+    """Return what of a draft behind ``state`` its token mask allows, with everything that hangs on it."""
+    mask, tree = state.committed.mask, draft.tree
+    if mask is None:
+        return draft
+    after = {-1: state.mask_state}
+    for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        reached = lawful(mask, after[parent], token) if parent in after else None
+        if reached is not None:
+            after[node] = reached
+    nodes = list(after)[1:]
+    if len(nodes) == len(tree):
+        return draft
+    entered = None if draft.entered is None else draft.entered.only(nodes)
+    return Draft(only(tree, nodes), _rehung(draft.probes, nodes, len(tree)), entered)
+
+
+def _rehung(probes: Probes | None, nodes: Sequence[int], before: int) -> Probes | None:
+    """Return the probe rows of a tree of which ``nodes`` are left, None if some hang on others that are gone.
+
+    ``before``: how many nodes there were.
+    """
+    if probes is None:
+        return None
+    place = {CONTEXT: CONTEXT, 0: 0, **{old + 1: new + 1 for new, old in enumerate(nodes)}}
+    place |= {1 + before + row: 1 + len(nodes) + row for row in range(len(probes.tokens))}
+    if any(segment.parent not in place for segment in probes.segments):
+        return None
+    return replace(probes, segments=[replace(each, parent=place[each.parent]) for each in probes.segments])
 
 
 def descend(tree: DraftTree, tokens: list[int]) -> DraftTree | None:

@@ -43,7 +43,7 @@ def settle(seen: Observation, walked: Walked) -> None:
     """Write a walk's end into the commit: tokens, rows to keep, watermark, statistics."""
     committed, output, base = seen.committed, seen.output, seen.base
     if walked.error is not None and not walked.tokens:
-        committed.error = choice_error(walked.error)
+        committed.error = choice_error(walked.error, seen.request)
         return
     seen.nodes = walked.nodes
     position = committed.filled

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stretto.core.choose import contenders, probabilities
+from stretto.core.choose import ChoiceError, contenders, probabilities
 from stretto.core.noise import NoiseKey, Stream, gumbel
-from stretto.core.picking import ranked
+from stretto.core.picking import NOTHING_ALLOWED, ranked
 from stretto.core.sampler import SamplerState
 from stretto.core.verifiers import Draws
 from stretto.decoding.speculative.growth import Expansion, Growth
@@ -52,7 +52,7 @@ class Candidates:
         if self.draws != "coupled":
             leading = [i for i in leading if not states[i].params.temperature]
             for i in set(range(len(nodes))).difference(leading):
-                drawn = q[i] = probabilities(logits[rows[i]], states[i])
+                drawn = q[i] = possible(logits[rows[i]], states[i])
                 expansions[i] = self._drawn(nodes[i], drawn, states[i])
         count = self.width + (self.estimator == "margin")
         found = contenders(logits, [states[i] for i in leading], count, rows=[rows[i] for i in leading])
@@ -60,12 +60,16 @@ class Candidates:
             if self.estimator == "margin":
                 expansions[i] = Expansion(nodes[i], tokens[: self.width], margins(scores)[: self.width])
             else:
-                p = spread(logits[rows[i]], states[i])
-                expansions[i] = Expansion(nodes[i], tokens, p[tokens].tolist(), entropy(p))
+                p = spread(logits[rows[i]], states[i]) if tokens else None
+                expansions[i] = Expansion(nodes[i], [], [])
+                if p is not None:
+                    expansions[i] = Expansion(nodes[i], tokens, p[tokens].tolist(), entropy(p))
         return [expansions[i] for i in range(len(nodes))], q
 
-    def _drawn(self, node: int, q: Tensor, state: SamplerState) -> Expansion:
+    def _drawn(self, node: int, q: Tensor | None, state: SamplerState) -> Expansion:
         """Return tokens drawn from ``q``, no more than it has; the chance of draw j is the probability of rank j."""
+        if q is None:
+            return Expansion(node, [], [])
         root = state.generated - len(state.pending)  # names the step: the next one begins behind it
         first, count = (node + 1) * self.width, min(self.width, int((q > 0.0).sum()))
         scores = q.log()
@@ -88,6 +92,16 @@ def margins(scores: Sequence[float]) -> list[float]:
     weights = [math.exp(SHARPNESS * (score - scores[0])) for score in scores]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
+
+
+def possible(logits: Tensor, state: SamplerState) -> Tensor | None:
+    """Return ``probabilities``, None where mask, bans and bias leave no token: such a draft ends there."""
+    try:
+        return probabilities(logits, state)
+    except ChoiceError as error:
+        if error.code == NOTHING_ALLOWED:
+            return None
+        raise
 
 
 def spread(logits: Tensor, state: SamplerState) -> Tensor:
