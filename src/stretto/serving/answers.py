@@ -1,4 +1,4 @@
-"""What text and chat completions have in common in their answers: usage, costs, log-probabilities, pieces of a stream."""
+"""What text and chat completions share in their answers: usage, costs, log-probabilities, pieces of a stream."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def ended(completion: Completion) -> str:
         raise ApiError(503, "the request was ended before its answer was whole; try again", code="aborted")
     if reason == "timeout" and not completion["token_ids"]:
         raise ApiError(
-            504,
+            429,
             "the deadline passed before the first token; give more time (deadline_ms), or ask when less is asked",
             code="deadline",
             headers={"x-should-retry": "false"},

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from stretto.serving.service import Service, unavailable
 from stretto.serving.streaming import ClientGone
 from stretto.serving.wanted import chat_ids, check_model
 
-BODIES = {
+BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionBody,
     "/v1/chat/completions": ChatBody,
     "/tokenize": TokenizeBody,
@@ -33,7 +34,7 @@ def build(service: Service) -> FastAPI:
     """Return the application."""
     settings = service.settings
     app = FastAPI(title="Stretto", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, settings=settings, keys=Keys(settings.api_key_file), count=service.metrics.count)  # type: ignore[arg-type]  # plain ASGI names
+    app.add_middleware(Guard, settings=settings, keys=Keys(settings.api_key_file), count=service.metrics.count)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

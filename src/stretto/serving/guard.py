@@ -54,14 +54,14 @@ class Guard:
                 state["caller"] = self._admitted(scope)
                 receive = await self._whole(scope, receive)
             except ApiError as error:
-                await error.response()(scope, receive, telling)  # type: ignore[arg-type]  # plain ASGI names
+                await error.response()(scope, receive, telling)
                 return
             await self.app(scope, receive, telling)
         except Exception as error:
             log.error("unforeseen", exc_info=error, extra={"fields": {"request_id": state["id"]}})
             if not status:
                 told = ApiError(500, "something went wrong inside the server; its log says more")
-                await told.response()(scope, receive, telling)  # type: ignore[arg-type]  # plain ASGI names
+                await told.response()(scope, receive, telling)
         finally:
             path = getattr(scope.get("route"), "path", "") or ("-" if status == 404 else scope["path"])
             self.count(path, status)

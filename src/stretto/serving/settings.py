@@ -28,10 +28,10 @@ class Limits:
     logit_bias: int = 1024
     logprobs: int = 20
     """Alternatives at each place."""
-    schema: int = 100_000
+    schema: int = 65_536
     schema_nesting: int = 32
     regex: int = 2_000
-    grammar: int = 100_000
+    grammar: int = 65_536
 
 
 @dataclass(frozen=True, slots=True)

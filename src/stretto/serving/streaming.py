@@ -70,9 +70,9 @@ async def side_by_side(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, E
         try:
             left = len(tasks)
             while left:
-                number, event = await box.get()
-                if event is not None:
-                    yield number, event
+                number, found = await box.get()
+                if found is not None:
+                    yield number, found
                     continue
                 left -= 1
                 await tasks[number]

@@ -107,7 +107,7 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
 
 
 def chat_wanted(body: ChatBody, model: Model) -> Wanted:
-    """Return what a chat completion asks for; renders the chat template, which may take seconds. Raises ``ApiError``."""
+    """Return what a chat completion asks for; rendering its template may take seconds. Raises ``ApiError``."""
     limits = model.limits
     check_count("messages", len(body.messages), limits.messages, "messages")
     check_count("tools", len(body.tools or ()), limits.tools, "tools")
@@ -231,7 +231,8 @@ def _prompts(prompt: str | Sequence[Any]) -> list[str | list[int]]:
         return [prompt]
     if not prompt:
         raise wrong("prompt: empty; give at least one token", "prompt")
-    return [list(prompt)] if isinstance(prompt[0], int) else list(prompt)
+    several: list[Any] = list(prompt)
+    return [several] if isinstance(prompt[0], int) else several
 
 
 def _encoded(text: str, tokenizer: Tokenizer | None) -> list[int]:
