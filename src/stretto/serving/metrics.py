@@ -17,7 +17,7 @@ SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 class Metrics:
     """All metrics of one server, in a registry of their own."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], info: Callable[[], Mapping[str, Any]]) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("stretto_requests", "HTTP requests.", ("path", "status"), registry=registry)
         self.rejected = Counter("stretto_rejected", "Requests that were not taken.", ("reason",), registry=registry)
@@ -28,7 +28,7 @@ class Metrics:
         self.queue = self._seconds("queue", "Time before the first step.")
         self.ttft = self._seconds("ttft", "Time to the first token.")
         self.tpot = self._seconds("tpot", "Time of each further token.")
-        registry.register(Snapshot(stats))
+        registry.register(Snapshot(stats, info))
 
     def _seconds(self, name: str, says: str) -> Histogram:
         return Histogram(f"stretto_{name}_seconds", says, buckets=SECONDS, registry=self._registry)
@@ -58,24 +58,23 @@ class Metrics:
 class Snapshot(Collector):
     """The engine's own counts. They begin anew with the engine's process, as counters of Prometheus may."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
-        self._stats = stats
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], info: Callable[[], Mapping[str, Any]]) -> None:
+        self._stats, self._info = stats, info
 
     def collect(self) -> Iterator[Metric]:
         """Yield what the last snapshot says."""
         told = self._stats()
-        if not told:
-            return
-        engine, requests = told.get("engine") or {}, told.get("requests") or {}
+        engine, requests = told["engine"], told["requests"]
         for name in ("deaths", "restarts", "resumed"):
-            yield CounterMetricFamily(f"stretto_engine_{name}", f"Of the engine's process: {name}.", told.get(name, 0))
-        yield GaugeMetricFamily("stretto_ready", "Whether requests are served.", int(told.get("why_not_ready") is None))
+            yield CounterMetricFamily(f"stretto_engine_{name}", f"Of the engine's process: {name}.", told[name])
+        yield GaugeMetricFamily("stretto_ready", "Whether requests are served.", int(told["why_not_ready"] is None))
         for name in ("open", "waiting"):
-            yield GaugeMetricFamily(f"stretto_requests_{name}", f"Requests that are {name}.", requests.get(name, 0))
+            yield GaugeMetricFamily(f"stretto_requests_{name}", f"Requests that are {name}.", requests[name])
         for name in ("rejected", "timeouts", "aborted", "failed"):
-            yield CounterMetricFamily(f"stretto_requests_{name}", f"Requests: {name}.", requests.get(name, 0))
+            yield CounterMetricFamily(f"stretto_requests_{name}", f"Requests: {name}.", requests[name])
         if not engine:
             return
+        yield GaugeMetricFamily("stretto_engine_pid", "The engine's process.", self._info().get("pid", 0))
         yield GaugeMetricFamily("stretto_running", "Samples in the batch.", engine["running"])
         for name in ("steps", "preemptions"):
             yield CounterMetricFamily(f"stretto_{name}", f"Of the engine: {name}.", engine[name])

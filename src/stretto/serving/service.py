@@ -33,7 +33,7 @@ class Service:
 
     def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
         self.settings, self.engine = settings, engine
-        self.metrics = Metrics(engine.stats)
+        self.metrics = Metrics(engine.stats, engine.info)
         self.recorder = None if settings.record is None else Recorder(settings.record, settings)
         self._model: Model | None = None
         self._spelling = Spelling(None)
