@@ -1,0 +1,34 @@
+"""Requests made up from the server's own schema, with a fixed seed: whatever they ask, none ends in an error of 500."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server import served
+
+ENGINE = {"dtype": "fp32", "weights": "fp32", "cache_tokens": 2048}
+
+
+def fuzz(address: str, place: Path, seconds: int) -> str:
+    """Return what schemathesis says behind so many seconds; raise where it found an error of 500."""
+    command = [
+        *(Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json"),
+        *("--checks", "not_a_server_error", "--seed", "7", "--phases", "examples,coverage,fuzzing"),
+        *("--max-examples", "1000000", "--max-time", str(seconds), "--request-timeout", "60", "--no-color"),
+    ]
+    done = subprocess.run(
+        list(map(str, command)), cwd=place, capture_output=True, text=True, encoding="utf-8", env={**os.environ}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.long)])
+def test_no_request_makes_the_server_fail(tmp_path: Path, seconds: int):
+    with served(engine=ENGINE) as address:
+        said = fuzz(address, tmp_path, seconds)
+    assert "/v1/completions" in said or "selected" in said
