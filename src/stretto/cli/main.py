@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from stretto.cli.bench import bench_app
 from stretto.cli.train import train_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
 DraftOption = Annotated[
