@@ -198,3 +198,22 @@ def test_a_model_is_not_called_by_its_path(tmp_path: Path):
     (tmp_path / "my-model").mkdir()
     assert Settings(str(tmp_path / "my-model")).name == "my-model"
     assert Settings("Qwen/Qwen3-0.6B").name == "Qwen/Qwen3-0.6B"
+
+
+def test_load_is_measured_in_both_loops(address: str, tmp_path: Path):
+    """Every conversation is held, turn behind turn; what the server counts agrees with what was asked."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "A fox"}\n{"turns": ["One?", "Two?", "Three?"]}\n')
+    common = ["bench", "serve", f"{address}/v1", "--max-tokens", "4", "--requests", "6", "--ignore-eos"]
+    for more, asked in (
+        (["--concurrency", "3", "--turns", "2", "--shared", "40"], 12),
+        (["--rate", "50", "--prompts", str(tmp_path / "prompts.jsonl"), "--ttft-ms", "60000"], 12),
+    ):
+        out = tmp_path / "out.json"
+        found = CliRunner().invoke(app, [*common, *more, "--json", str(out), "--plot", str(tmp_path / "out.html")])
+        assert found.exit_code == 0, found.output
+        told = json.loads(out.read_text())
+        assert (told["requests"], told["failed"], told["within_goals"]) == (asked, 0, 1.0)
+        assert all(each["tokens"] == 4 and 0 < each["ttft_ms"] <= each["total_ms"] for each in told["taken"])
+        assert told["ttft_ms"]["p50"] <= told["ttft_ms"]["p99"]
+        assert "--shared" not in more or told["cached_share"] > 0.3
+        assert "<svg" in (tmp_path / "out.html").read_text()

@@ -61,8 +61,8 @@ def serve(
     taken, seconds = asyncio.run(put(load, listed))
     told = summary(taken, seconds, ttft=ttft_ms, tpot=tpot_ms)
     print(table(told))
-    for error in sorted({each.error for each in taken if each.error})[:5]:
-        print(f"stretto: {error}", file=sys.stderr)
+    for failure in sorted({each.error for each in taken if each.error})[:5]:
+        print(f"stretto: {failure}", file=sys.stderr)
     if json_file is not None:
         rows = [
             {

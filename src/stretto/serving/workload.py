@@ -9,24 +9,7 @@ from typing import Any
 
 from stretto.race.prompts import JSON_SUFFIXES, json_lines, open_text
 
-WORDS = [
-    "fox",
-    "wood",
-    "river",
-    "lantern",
-    "winter",
-    "stone",
-    "bread",
-    "letter",
-    "harbour",
-    "violin",
-    "garden",
-    "mountain",
-    "thread",
-    "copper",
-    "window",
-    "salt",
-]
+WORDS = ("fox", "wood", "river", "lantern", "winter", "stone", "bread", "letter", "harbour", "violin", "garden", "salt")
 
 Talk = list[str]
 """What a user says, turn by turn."""
@@ -69,8 +52,8 @@ def read(path: Path) -> Iterator[Talk]:
         said = _said(entry)
         if not said or not all(isinstance(each, str) and each for each in said):
             raise ValueError(
-                f"{path}, line {number} has the keys {sorted(entry)}; expected one of prompt, messages, turns, question "
-                "and text, with text in it"
+                f"{path}, line {number} has the keys {sorted(entry)}; expected one of prompt, messages, turns, "
+                "question and text, with text in it"
             )
         yield said
 
