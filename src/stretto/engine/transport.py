@@ -65,7 +65,7 @@ class ThreadTransport:
 
     lasting = True
 
-    def __init__(self, model: str, options: Message, init: str | None, post: Post) -> None:
+    def __init__(self, model: str, init: str | None, options: Message, post: Post) -> None:
         self.pulse = [worker.IDLE, 0.0, 0.0]
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._arguments, self._post = (model, options, init), post
@@ -105,7 +105,7 @@ class ProcessTransport:
 
     lasting = False
 
-    def __init__(self, model: str, options: Message, init: str | None, post: Post) -> None:
+    def __init__(self, model: str, init: str | None, options: Message, post: Post) -> None:
         context = multiprocessing.get_context("spawn")
         self.pulse = context.RawArray("d", 3)
         theirs_in, self._outbound = context.Pipe(duplex=False)
@@ -120,6 +120,8 @@ class ProcessTransport:
     def start(self) -> None:
         """Begin to load the model. Takes as long as a process takes to start."""
         self._process.start()
+        if self._reason:
+            self._process.kill()
         for end in self._theirs:  # or its death would not be the end of the pipes
             end.close()
         for call in (self._read, self._write):
@@ -132,7 +134,8 @@ class ProcessTransport:
     def kill(self, reason: str) -> None:
         """End the process, as ``kill -9`` does."""
         self._reason = self._reason or reason
-        self._process.kill()
+        if self._process.pid is not None:
+            self._process.kill()
 
     def stop(self, patience: float) -> None:
         """Let it end between two steps, or kill it."""
