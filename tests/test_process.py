@@ -22,7 +22,7 @@ from stretto.engine.worker import HANDLING, IDLE, STEP
 
 STORY = "Once upon a time there was a king"
 NUMERICS = {"dtype": "fp32", "weights": "fp32", "threads": 1}
-OPTIONS = {**NUMERICS, "cache_tokens": 8192, "process": True, "init": "plugins:register"}
+OPTIONS = {**NUMERICS, "cache_tokens": 16384, "process": True, "init": "plugins:register"}
 KINDS = [
     {"temperature": 0.8},
     {"temperature": 0.0, "repetition_penalty": 1.2},

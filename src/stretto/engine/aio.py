@@ -7,6 +7,7 @@ seed and what has come back, which is all that the rest of its text depends on: 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -115,6 +116,8 @@ class AsyncEngine:
             raise RuntimeError("the engine is not running: call start() first, or use `async with`")
         if self._draining:
             raise RuntimeError("the engine is being drained: it takes no further requests")
+        if timeout_ms is not None and not 0 < timeout_ms < math.inf:
+            raise ValueError(f"timeout_ms={timeout_ms!r}: expected milliseconds above 0; leave it out for no deadline")
         asked = params.to_dict() if isinstance(params, SamplingParams) else dict(params or {})
         if asked.get("seed") is None:
             asked["seed"] = secrets.randbits(63)

@@ -6,6 +6,7 @@ fresh ones. ``marshal`` is the format, because it knows plain data and nothing e
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import marshal
 import multiprocessing
@@ -120,6 +121,7 @@ class ProcessTransport:
     def start(self) -> None:
         """Begin to load the model. Takes as long as a process takes to start."""
         self._process.start()
+        atexit.register(self._process.kill)  # or multiprocessing would wait at exit for what ignores its signal
         if self._reason:
             self._process.kill()
         for end in self._theirs:  # or its death would not be the end of the pipes
@@ -161,6 +163,7 @@ class ProcessTransport:
         self._process.join(CLOSING)
         self._process.kill()
         self._process.join()
+        atexit.unregister(self._process.kill)
         self._gone.set()
         post("ended", self._reason or ending(self._process.exitcode))
 
