@@ -39,7 +39,7 @@ class Transport(Protocol):
         ...
 
     def send(self, message: Message) -> None:
-        """Send a message, without waiting. ``ValueError`` if it holds anything but plain data."""
+        """Send a message of plain data, without waiting."""
         ...
 
     def kill(self, reason: str) -> None:
@@ -78,7 +78,6 @@ class ThreadTransport:
 
     def send(self, message: Message) -> None:
         """Put a message into its inbox."""
-        plain(message)
         self._inbox.put(message)
 
     def kill(self, reason: str) -> None:
@@ -91,8 +90,9 @@ class ThreadTransport:
         self._thread.join()
 
     def _run(self) -> None:
-        # Lists that go on filling up do not cross the border.
-        emit = lambda kind, payload: self._post(self, kind, payload.copy() if kind == "events" else payload)  # noqa: E731
+        def emit(kind: str, payload: Any) -> None:
+            self._post(self, kind, payload.copy() if kind == "events" else payload)  # that list goes on filling up
+
         reason = "the engine was stopped"
         try:
             worker.work(*self._arguments, self._inbox, emit, self.pulse)
