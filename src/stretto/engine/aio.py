@@ -7,30 +7,25 @@ seed and what has come back, which is all that the rest of its text depends on: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
 from stretto.core.params import SamplingParams
-from stretto.engine.errors import EngineDied, Overloaded, loading_error
+from stretto.engine.errors import EngineDied, Overloaded
+from stretto.engine.keeper import Keeper
 from stretto.engine.line import Line
 from stretto.engine.stream import Message, Stream
-from stretto.engine.supervisor import Limits, Record, StepWatch, judge, suspects
+from stretto.engine.supervisor import Limits, judge, suspects
 from stretto.engine.transport import ProcessTransport, ThreadTransport, Transport, plain
 from stretto.tokens.tokenizer import Tokenizer
 
-log = logging.getLogger("stretto")
-
 GRACE = 1.0
 """Seconds that the engine has to end a request that was told to end, before it is ended on this side."""
-PATIENCE = 5.0
-"""Seconds that an engine has to stop between two steps."""
-LOOK_EVERY = 0.25
-"""Seconds between two looks at the step at hand."""
 
 
 class AsyncEngine:
@@ -52,26 +47,17 @@ class AsyncEngine:
         limits: Limits | None = None,
         **options: Any,
     ) -> None:
-        self._model, self._options, self._init = model, options, init
-        self._kind = ProcessTransport if process else ThreadTransport
-        self._limits = limits or Limits()
+        self._model, self._process = model, process
+        kind = ProcessTransport if process else ThreadTransport
+        self._keeper = Keeper(partial(kind, model, init), options, limits or Limits(), self)
         self._line = Line(max_waiting, self._send)
         self._streams: dict[int, Stream] = {}
         self._ids = count()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._worker: Transport | None = None
-        self._ready: dict[Transport, asyncio.Future[Message]] = {}
-        """Workers that are loading."""
-        self._changing = asyncio.Lock()
-        """Held while one worker takes another's place."""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._record = Record(self._limits)
-        self._info: Message = {}
         self._snapshot: Message = {}
         self._batch: list[int] = []
         self._counts = dict.fromkeys(("submitted", "finished", "rejected", "timeouts", "aborted", "failed"), 0)
-        self._restarts = self._resumed = 0
+        self._resumed = 0
         self.tokenizer: Tokenizer | None = None
         """This side's own, so that nobody waits for the engine to encode a text; None before ``start``."""
 
@@ -84,41 +70,27 @@ class AsyncEngine:
 
     async def start(self) -> None:
         """Load the model. Raises what ``LLM`` raises, and ``RuntimeError`` when it is already running."""
-        if self.alive:
-            raise RuntimeError("the engine is already running: call stop() first")
-        self._loop, self._draining = asyncio.get_running_loop(), False
-        worker = await self._load()
-        self.tokenizer = await asyncio.to_thread(Tokenizer.load, self._info["folder"])
-        self._adopt(worker)
-        self._do(self._watch())
+        self._draining = False
+        await self._keeper.start()
+        self.tokenizer = await asyncio.to_thread(Tokenizer.load, self._keeper.info["folder"])
 
     async def stop(self) -> None:
         """Stop the engine; requests still running end with an error."""
-        for task in self._tasks:
-            task.cancel()
-        workers = [*self._ready, *([] if self._worker is None else [self._worker])]
-        self._worker, self._line.open = None, False
+        self._line.open = False
         for stream in list(self._streams.values()):
             self._fail(stream, "the engine was stopped")
-        for worker in workers:
-            await asyncio.to_thread(worker.stop, PATIENCE)
-        self._loop = None
+        await self._keeper.stop()
 
     @property
     def alive(self) -> bool:
-        """Whether it was started and not stopped. A worker that is being replaced changes nothing in that."""
-        return self._loop is not None
+        """Whether it has been loaded and not stopped. A worker that is being replaced changes nothing in that."""
+        return self._keeper.loop is not None and bool(self._keeper.info)
 
     @property
     def why_not_ready(self) -> str | None:
         """Why no further requests should come now, in words; None when they may."""
-        if self._loop is None:
-            return "the engine is not running"
-        if self._draining:
-            return "the engine is being drained"
-        if self._worker is None:
-            return f"the engine is being started again: {self._record.last}" if self._record.deaths else "loading"
-        return self._record.why(time.monotonic())
+        draining = self.alive and self._draining
+        return "the engine is being drained" if draining else self._keeper.why_not_ready()
 
     def open(
         self,
@@ -139,10 +111,13 @@ class AsyncEngine:
         data, ``RuntimeError`` when the engine takes no requests. The stream raises ``ValueError`` when the request is
         refused and ``EngineDied`` when it cannot go on.
         """
-        if self._loop is None:
+        loop = self._keeper.loop
+        if loop is None or not self.alive:
             raise RuntimeError("the engine is not running: call start() first, or use `async with`")
         if self._draining:
             raise RuntimeError("the engine is being drained: it takes no further requests")
+        if timeout_ms is not None and not 0 < timeout_ms < math.inf:
+            raise ValueError(f"timeout_ms={timeout_ms!r}: expected milliseconds above 0; leave it out for no deadline")
         asked = params.to_dict() if isinstance(params, SamplingParams) else dict(params or {})
         if asked.get("seed") is None:
             asked["seed"] = secrets.randbits(63)
@@ -162,7 +137,7 @@ class AsyncEngine:
             raise
         stream = self._streams[number] = Stream(number, message, self._close)
         if timeout_ms is not None:
-            stream.timer = self._loop.call_later(timeout_ms / 1e3, self._halt, stream, "timeout")
+            stream.timer = loop.call_later(timeout_ms / 1e3, self._halt, stream, "timeout")
         self._counts["submitted"] += 1
         self._line.add(stream)
         return stream
@@ -189,15 +164,15 @@ class AsyncEngine:
 
     def info(self) -> Message:
         """Return what the engine is: model, fingerprint, context, methods and so on (``engine/snapshot.py``)."""
-        return {**self._info, "process": self._kind is ProcessTransport}
+        return {**self._keeper.info, "process": self._process}
 
     def stats(self) -> Message:
         """Return how it fares: the worker's last snapshot (at most half a second old), and this side's own counts."""
         return {
             "engine": self._snapshot,
             "requests": {"open": len(self._streams), "waiting": self._line.waiting, **self._counts},
-            "deaths": self._record.deaths,
-            "restarts": self._restarts,
+            "deaths": self._keeper.record.deaths,
+            "restarts": self._keeper.restarts,
             "resumed": self._resumed,
             "why_not_ready": self.why_not_ready,
         }
@@ -223,19 +198,9 @@ class AsyncEngine:
         Both are in memory for a while. Raises what ``LLM`` raises, and ``RuntimeError`` when the checkpoint is not the
         same any more: begun texts would not be.
         """
-        if self._kind is not ProcessTransport:
-            raise RuntimeError("only an engine in a process of its own can be restarted: use AsyncEngine(process=True)")
-        async with self._changing:
-            fingerprint = self._info["fingerprint"]
-            worker = await self._load()
-            if self._info["fingerprint"] != fingerprint and self._streams:
-                await asyncio.to_thread(worker.stop, PATIENCE)
-                raise RuntimeError("the checkpoint is not the one that requests began with: drain the engine first")
-            self._restarts += 1
-            before = self._worker
-            self._adopt(worker)
-        if before is not None:
-            await asyncio.to_thread(before.stop, PATIENCE)
+        if not self._process or not self.alive:
+            raise RuntimeError("only a running engine in a process of its own can be restarted: use process=True")
+        await self._keeper.replace()
 
     async def drain(self, timeout: float | None = None) -> int:
         """Take no further requests and wait until those that are here have ended; return how many have not.
@@ -250,56 +215,21 @@ class AsyncEngine:
 
     # What follows runs in the loop's thread.
 
-    def _do(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _load(self) -> Transport:
-        """Return a new worker that has loaded the model. Raises what ``LLM`` raises."""
-        assert self._loop is not None
-        worker: Transport = self._kind(self._model, self._options, self._init, self._post)
-        ready = self._ready[worker] = self._loop.create_future()
-        try:
-            await asyncio.to_thread(worker.start)
-            info = await asyncio.wait_for(ready, self._limits.loading_seconds)
-        except BaseException:
-            worker.kill("it was not waited for")
-            raise
-        finally:
-            del self._ready[worker]
-        self._info = info
-        # A later one must hold what this one holds, though this one fills the memory that it would measure.
-        self._options = {**self._options, "cache_tokens": info["cache_tokens"]}
-        return worker
-
-    def _adopt(self, worker: Transport) -> None:
-        """Let a loaded worker take up all requests."""
-        self._worker, self._batch, self._snapshot = worker, [], {}
+    def take_up(self, same: bool) -> None:
+        """Let a new worker have all requests (see ``Client``)."""
+        if not same:
+            for stream in [each for each in self._streams.values() if each.sent or each.resumed]:
+                self._fail(stream, "the checkpoint was changed while the engine was down: ask again")
+        self._batch, self._snapshot = [], {}
         for stream in self._streams.values():
             stream.resumed += stream.sent
             self._resumed += stream.sent
+            stream.sent = False
         self._line.start(list(self._streams.values()))
 
-    def _post(self, worker: Transport, kind: str, payload: Any) -> None:
-        """Take what a worker says, in its thread, over into the loop's."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # the loop may be closed in between
-                loop.call_soon_threadsafe(self._receive, worker, kind, payload)
-
-    def _receive(self, worker: Transport, kind: str, payload: Any) -> None:
-        ready = self._ready.get(worker)
-        if ready is not None and not ready.done():
-            if kind == "ready":
-                ready.set_result(payload)
-            elif kind == "failed":
-                ready.set_exception(loading_error(*payload))
-            else:
-                ready.set_exception(EngineDied(f"the engine died while it was loading: {payload}"))
-        elif worker is not self._worker:
-            return  # of one that has been replaced
-        elif kind == "events":
+    def hear(self, kind: str, payload: Any) -> None:
+        """Take what the worker says (see ``Client``)."""
+        if kind == "events":
             for event in payload:
                 self._deliver(event)
             self._line.move()
@@ -312,14 +242,29 @@ class AsyncEngine:
                     self._line.began(stream, now)
         elif kind == "stats":
             self._snapshot = payload
-        elif kind == "ended":
-            self._died(worker, payload)
+
+    def lost(self, worker: Transport, reason: str) -> None:
+        """Find out who is to blame for the worker's death; the others go on in the next one (see ``Client``)."""
+        self._line.open = False
+        if worker.lasting:
+            for stream in list(self._streams.values()):
+                self._fail(stream, reason)
+            return
+        for stream in judge(self._streams.values(), suspects(worker.pulse, self._batch)):
+            self._fail(
+                stream,
+                "the engine died twice while it was at work on this request, which had gained nothing in between: "
+                f"it is not tried again. The last time {reason}",
+            )
+        for stream in [each for each in self._streams.values() if each.ending is not None]:
+            self._conclude(stream)
 
     def _send(self, stream: Stream) -> None:
-        assert self._worker is not None
+        worker = self._keeper.worker
+        assert worker is not None
         message = {**stream.message, "resume": stream.resumption()} if stream.resumed else stream.message
         stream.sent = True
-        self._worker.send(message)
+        worker.send(message)
 
     def _deliver(self, event: Message) -> None:
         stream = self._streams.get(event["id"])
@@ -330,7 +275,7 @@ class AsyncEngine:
             return
         stream.put(event)
         if not stream.samples:
-            self._counts["finished"] += 1
+            self._counts["finished"] += stream.ending is None
             self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -356,73 +301,22 @@ class AsyncEngine:
     def _halt(self, stream: Stream, finish: str) -> None:
         """End a request before its time: the engine says the last word, if it does so soon."""
         if stream.ending is None and stream.id in self._streams:
-            assert self._loop is not None
+            loop = asyncio.get_running_loop()
             stream.ending = finish
             self._counts["timeouts" if finish == "timeout" else "aborted"] += 1
             self._tell_abort(stream, finish)
-            grace = GRACE if stream.sent and self._worker is not None else 0.0
-            self._loop.call_later(grace, self._conclude, stream)
+            grace = GRACE if stream.sent and self._keeper.worker is not None else 0.0
+            loop.call_later(grace, self._conclude, stream)
 
     def _tell_abort(self, stream: Stream, finish: str) -> None:
-        if self._worker is not None and stream.sent:
-            self._worker.send({"op": "abort", "id": stream.id, "reason": finish})
+        worker = self._keeper.worker
+        if worker is not None and stream.sent:
+            worker.send({"op": "abort", "id": stream.id, "reason": finish})
 
     def _conclude(self, stream: Stream) -> None:
         if stream.id in self._streams:
-            stream.conclude(stream.ending or "abort", self._info, self.tokenizer)
+            stream.conclude(stream.ending or "abort", self._keeper.info, self.tokenizer)
             self._forget(stream)
-
-    def _died(self, worker: Transport, reason: str) -> None:
-        """Find out who is to blame, and go on with the others in a new worker."""
-        self._worker, self._line.open = None, False
-        if worker.lasting:
-            for stream in list(self._streams.values()):
-                self._fail(stream, reason)
-            self._loop = None
-            return
-        log.warning("%s; its %d requests go on in a new one", reason, len(self._streams))
-        self._record.died(time.monotonic(), reason)
-        for stream in judge(self._streams.values(), suspects(worker.pulse, self._batch)):
-            self._fail(
-                stream,
-                "the engine died twice while it was at work on this request, which had gained nothing in between: "
-                f"it is not tried again. The last time {reason}",
-            )
-        for stream in [each for each in self._streams.values() if each.ending is not None]:
-            self._conclude(stream)
-        self._do(self._revive())
-
-    async def _revive(self) -> None:
-        """Load until a model stands."""
-        pause = 0.0
-        async with self._changing:
-            fingerprint = self._info["fingerprint"]
-            while self._worker is None:
-                await asyncio.sleep(pause)
-                pause = min(max(1.0, 2 * pause), self._limits.longest_pause)
-                try:
-                    worker = await self._load()
-                except Exception as error:
-                    log.warning("the engine does not load: %s", error)
-                    self._record.died(time.monotonic(), str(error))
-                    continue
-                self._restarts += 1
-                if self._info["fingerprint"] != fingerprint:
-                    for stream in [each for each in self._streams.values() if each.sent]:
-                        self._fail(stream, "the checkpoint was changed while the engine was down: ask again")
-                self._adopt(worker)
-
-    async def _watch(self) -> None:
-        """Look at the step at hand now and then; one that takes too long is a death."""
-        interval = min(LOOK_EVERY, self._limits.slow_seconds / 8)
-        watched, steps = self._worker, StepWatch(self._limits, interval)
-        while True:
-            await asyncio.sleep(interval)
-            if self._worker is not watched:
-                watched, steps = self._worker, StepWatch(self._limits, interval)
-            late = None if watched is None else steps.look(watched.pulse, time.monotonic())
-            if late is not None and watched is not None:
-                watched.kill(late)
 
     def _speaker(self) -> Tokenizer:
         if self.tokenizer is None:

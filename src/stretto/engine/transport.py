@@ -6,6 +6,7 @@ fresh ones. ``marshal`` is the format, because it knows plain data and nothing e
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import marshal
 import multiprocessing
@@ -38,7 +39,7 @@ class Transport(Protocol):
         ...
 
     def send(self, message: Message) -> None:
-        """Send a message, without waiting. ``ValueError`` if it holds anything but plain data."""
+        """Send a message of plain data, without waiting."""
         ...
 
     def kill(self, reason: str) -> None:
@@ -65,7 +66,7 @@ class ThreadTransport:
 
     lasting = True
 
-    def __init__(self, model: str, options: Message, init: str | None, post: Post) -> None:
+    def __init__(self, model: str, init: str | None, options: Message, post: Post) -> None:
         self.pulse = [worker.IDLE, 0.0, 0.0]
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._arguments, self._post = (model, options, init), post
@@ -77,7 +78,6 @@ class ThreadTransport:
 
     def send(self, message: Message) -> None:
         """Put a message into its inbox."""
-        plain(message)
         self._inbox.put(message)
 
     def kill(self, reason: str) -> None:
@@ -90,8 +90,9 @@ class ThreadTransport:
         self._thread.join()
 
     def _run(self) -> None:
-        # Lists that go on filling up do not cross the border.
-        emit = lambda kind, payload: self._post(self, kind, payload.copy() if kind == "events" else payload)  # noqa: E731
+        def emit(kind: str, payload: Any) -> None:
+            self._post(self, kind, payload.copy() if kind == "events" else payload)  # that list goes on filling up
+
         reason = "the engine was stopped"
         try:
             worker.work(*self._arguments, self._inbox, emit, self.pulse)
@@ -105,7 +106,7 @@ class ProcessTransport:
 
     lasting = False
 
-    def __init__(self, model: str, options: Message, init: str | None, post: Post) -> None:
+    def __init__(self, model: str, init: str | None, options: Message, post: Post) -> None:
         context = multiprocessing.get_context("spawn")
         self.pulse = context.RawArray("d", 3)
         theirs_in, self._outbound = context.Pipe(duplex=False)
@@ -120,6 +121,9 @@ class ProcessTransport:
     def start(self) -> None:
         """Begin to load the model. Takes as long as a process takes to start."""
         self._process.start()
+        atexit.register(self._process.kill)  # or multiprocessing would wait at exit for what ignores its signal
+        if self._reason:
+            self._process.kill()
         for end in self._theirs:  # or its death would not be the end of the pipes
             end.close()
         for call in (self._read, self._write):
@@ -132,7 +136,8 @@ class ProcessTransport:
     def kill(self, reason: str) -> None:
         """End the process, as ``kill -9`` does."""
         self._reason = self._reason or reason
-        self._process.kill()
+        if self._process.pid is not None:
+            self._process.kill()
 
     def stop(self, patience: float) -> None:
         """Let it end between two steps, or kill it."""
@@ -158,6 +163,7 @@ class ProcessTransport:
         self._process.join(CLOSING)
         self._process.kill()
         self._process.join()
+        atexit.unregister(self._process.kill)
         self._gone.set()
         post("ended", self._reason or ending(self._process.exitcode))
 

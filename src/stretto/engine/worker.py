@@ -14,6 +14,7 @@ import marshal
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -140,7 +141,8 @@ def initialize(init: str) -> None:
 
 def main(model: str, options: Message, init: str | None, inbound: Connection, outbound: Connection, pulse: Any) -> None:
     """Be the process: messages come by one pipe and go by another. When the other side is gone, so is this one."""
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # whoever started this process ends it, in its own time
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
