@@ -58,12 +58,12 @@ def _ready(begun: list[tuple[Server, int]], failed: list[BaseException]) -> int:
 
 def client(address: str, key: str = "none") -> openai.OpenAI:
     """Return the official client, which shall report errors at once instead of trying again."""
-    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=300)
 
 
 def post(address: str, path: str, body: Any, **headers: str) -> httpx.Response:
     """Send a body of JSON."""
-    return httpx.post(address + path, json=body, headers=headers, timeout=60)
+    return httpx.post(address + path, json=body, headers=headers, timeout=300)
 
 
 class Speller:

@@ -60,7 +60,7 @@ def gauge(address: str, name: str) -> float:
 
 def soon(true: Any) -> None:
     """Wait until it is."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -113,7 +113,7 @@ def test_a_client_that_goes_away_frees_its_rows(address: str):
 
 
 def test_a_stream_survives_the_death_of_its_engine(address: str):
-    asked = {**LONG, "max_tokens": 300}
+    asked = {**LONG, "max_tokens": 60}
     expected = post(address, "/v1/completions", asked).json()["choices"][0]["text"]
     pid = int(gauge(address, "stretto_engine_pid"))
     text, killed, told = "", False, None
@@ -121,7 +121,7 @@ def test_a_stream_survives_the_death_of_its_engine(address: str):
         model=MODEL,
         prompt=asked["prompt"],
         seed=3,
-        max_tokens=300,
+        max_tokens=60,
         stream=True,
         extra_body={"ignore_eos": True, "method": "plain"},
     ):
