@@ -30,10 +30,27 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 
 
+class Application(FastAPI):
+    """FastAPI's, whose schema names the model that is served."""
+
+    name = ""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the schema."""
+        told = super().openapi()
+        for body in BODIES.values():
+            told["components"]["schemas"][body.__name__]["properties"]["model"] = {
+                "type": "string",
+                "enum": [self.name],
+            }
+        return told
+
+
 def build(service: Service) -> FastAPI:
     """Return the application."""
     settings = service.settings
-    app = FastAPI(title="Stretto", version=__version__, docs_url=None, redoc_url=None)
+    app = Application(title="Stretto", version=__version__, docs_url=None, redoc_url=None)
+    app.name = settings.name
     app.add_middleware(Guard, settings=settings, keys=Keys(settings.api_key_file), count=service.metrics.count)
     if settings.cors_origins:
         app.add_middleware(
