@@ -19,7 +19,8 @@ def fuzz(address: str, place: Path, seconds: int) -> None:
     command = [
         *(Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json"),
         *("--checks", "not_a_server_error", "--seed", "7", "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", "1000000", "--max-time", str(seconds), "--request-timeout", "60", "--no-color"),
+        *("--max-examples", "1000000", "--max-time", str(seconds), "--request-timeout", "60", "--max-failures", "1"),
+        "--no-color",,
     ]
     done = subprocess.run(list(map(str, command)), cwd=place, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,4 +38,4 @@ def test_a_server_that_fails_is_found_out(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(service, "completion_wanted", broken)
     with served(engine=ENGINE) as address, pytest.raises(AssertionError, match="/v1/completions"):
-        fuzz(address, tmp_path, 5)
+        fuzz(address, tmp_path, 30)
