@@ -20,7 +20,7 @@ def fuzz(address: str, place: Path, seconds: int) -> None:
         *(Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json"),
         *("--checks", "not_a_server_error", "--seed", "7", "--phases", "examples,coverage,fuzzing"),
         *("--max-examples", "1000000", "--max-time", str(seconds), "--request-timeout", "60", "--max-failures", "1"),
-        "--no-color",,
+        "--no-color",
     ]
     done = subprocess.run(list(map(str, command)), cwd=place, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
