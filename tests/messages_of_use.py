@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr
@@ -20,11 +21,16 @@ from small_tokenizers import byte_level
 from test_gguf_tokens import byte_level as write_tokens
 
 from stretto import LLM, SamplingParams
+from stretto.cli.bench import serve as load
 from stretto.cli.chat import Conversation, Wrong, obey
 from stretto.cli.main import main
 from stretto.core import grammar
 from stretto.engine.llm import pick_device
 from stretto.kernels import native
+from stretto.serving.keys import read_keys
+from stretto.serving.records import read_record
+from stretto.serving.server import listen
+from stretto.serving.settings import Settings
 from stretto.tokens import Tokenizer
 from stretto.tokens.chat import render
 from stretto.training.corpus import read_documents
@@ -241,3 +247,29 @@ meets("The conversation cannot be saved")(commanding("/save no/such/folder/talk.
 def no_document(place: Path, patch: pytest.MonkeyPatch) -> str:
     (place / "texts.jsonl").write_text('{"content": "a"}\n')
     return raised(lambda: read_documents(place / "texts.jsonl"))
+
+
+# ---- the server ----
+
+meets("A server without keys")(running("serve", "--host", "0.0.0.0"))
+meets("A short key")(lambda place, patch: raised(lambda: read_keys(written(place / "keys", "me:secret\n"))))
+meets("A file without keys")(lambda place, patch: raised(lambda: read_keys(written(place / "keys", "# none\n"))))
+meets("No such record")(lambda place, patch: raised(lambda: read_record(place, "cmpl-1")))
+
+
+@meets("A port in use")
+def port_in_use(place: Path, patch: pytest.MonkeyPatch) -> str:
+    with listen(Settings("stretto-tiny", port=0)) as taken:
+        return raised(lambda: listen(Settings("stretto-tiny", port=taken.getsockname()[1])))
+
+
+@meets("Nobody answers")
+def nobody_answers(place: Path, patch: pytest.MonkeyPatch) -> str:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return raised(lambda: load(f"http://127.0.0.1:{closed.getsockname()[1]}/v1"))
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path

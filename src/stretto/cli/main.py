@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from stretto.cli.bench import bench_app
 from stretto.cli.train import train_app
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, checkpoint folder or hub id.")]
 DraftOption = Annotated[
@@ -210,6 +212,79 @@ def race(
         replay=replay,
         record=record,
     )
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Embedded name, checkpoint folder or hub id.")] = "stretto-tiny",
+    name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its own name.")] = None,
+    draft: DraftOption = None,
+    method: MethodOption = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen at; others than loopback need keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one, told in the log.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Keys, one a line: name:key or the key alone.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A further name for the Host header; may be repeated.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may ask; may be repeated.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without keys.")] = False,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get a 429.", min=1)] = 256,
+    drain_seconds: Annotated[int, typer.Option(help="Time for running requests after SIGTERM.", min=0)] = 600,
+    record: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Keep each request there, for stretto replay: it is private.")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Prompts and answers in the log.")] = False,
+    weights: WeightsOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
+    device: DeviceOption = "auto",
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Positions of the cache. Default: a share of the free memory.", min=1)
+    ] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Row budget of a step. Default: 256.", min=1)] = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's clients expect it."""
+    from stretto.cli.serve import run
+
+    run(
+        model,
+        name=name,
+        host=host,
+        port=port,
+        api_key_file=api_key_file,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        insecure=insecure,
+        max_waiting=max_waiting,
+        drain_seconds=drain_seconds,
+        record=record,
+        log_prompts=log_prompts,
+        engine={
+            "draft": draft,
+            "method": method,
+            "weights": weights,
+            "threads": threads,
+            "device": device,
+            "cache_tokens": cache_tokens,
+            "max_rows": max_rows,
+        },
+    )
+
+
+@app.command()
+def replay(
+    answer: Annotated[str, typer.Argument(help="The id of a recorded answer.")],
+    record: Annotated[Path, typer.Option(exists=True, file_okay=False, help="What serve --record was given.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Another model than the recorded one.")] = None,
+    method: Annotated[str | None, typer.Option(help="Another method than the recorded one.")] = None,
+) -> None:
+    """Make a recorded answer again, and say whether it is the same."""
+    from stretto.cli.serve import again
+
+    again(answer, record, model=model, method=method)
 
 
 @app.command()

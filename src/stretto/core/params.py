@@ -25,6 +25,7 @@ NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
     "frequency_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "presence_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "ttft_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
+    "tpot_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
 }
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
 
@@ -95,6 +96,8 @@ class SamplingParams:
     """Higher runs first. Changes nothing in the text."""
     ttft_ms: float | None = None
     """Goal for the time to the first token, in milliseconds. Changes nothing in the text."""
+    tpot_ms: float | None = None
+    """Goal for the time of each further token, in milliseconds. Changes nothing in the text."""
     tenant: str = ""
     """Whose request it is: cached prefixes are shared within a tenant only."""
 

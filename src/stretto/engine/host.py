@@ -1,8 +1,13 @@
 """The engine's side of the border: plain dictionaries in, plain dictionaries out.
 
-In: ``{"op": "submit", "id", "prompt" | "messages", "tools", "params": {...}, "method"}``, ``{"op": "abort", "id"}``,
-``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and sample, the last one of a sample with
-``"completion"``; ``{"id", "error"}`` for a request that was refused. The same loop serves a thread or a process.
+In: ``{"op": "submit", "id", "prompt" | "messages", "tools", "reply", "params": {...}, "method", "resume"}``,
+``{"op": "abort", "id", "reason"}``, ``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and
+sample, with ``"logprobs"`` of each token where they were asked for, the last one of a sample with ``"completion"``;
+``{"id", "error"}`` for a request that was refused.
+
+``resume`` lists ``[index, token_ids, logprobs]`` of the samples that go on where another engine was lost: what they had
+written is not told again. ``reply`` asks for the completion's ``reply`` where the prompt is a rendered conversation;
+``messages`` implies it. ``reason`` is the finish reason that an abort gives, ``abort`` by default.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any, Protocol
 from stretto.core.params import SamplingParams
 from stretto.core.request import Delta, Request
 from stretto.engine.completion import complete, reply_of
+from stretto.engine.intake import Written
 from stretto.engine.llm import LLM
 
 Message = dict[str, Any]
@@ -53,7 +59,7 @@ class Host:
         try:
             if message.get("op") == "abort":
                 for number in self._numbers.get(name, []):
-                    self.llm.engine.abort(number)
+                    self.llm.engine.abort(number, message.get("reason", "abort"))
             elif message.get("op") == "submit":
                 self._submit(name, message)
             else:
@@ -76,7 +82,9 @@ class Host:
             if "messages" in message
             else message["prompt"]
         )
-        requests = self.llm.submit(prompt, params, message.get("method"))
+        resume = message.get("resume")
+        written = None if resume is None else {index: Written(ids, logprobs) for index, ids, logprobs in resume}
+        requests = self.llm.submit(prompt, params, message.get("method"), written)
         self._numbers[name] = [request.id for request in requests]
         self._origin.update({request.id: (message, request) for request in requests})
 
@@ -84,10 +92,12 @@ class Host:
         message, request = self._origin[delta.request]
         name = message.get("id")
         event: Message = {"id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)}
+        if request.params.logprobs is not None:
+            event["logprobs"] = request.logprobs[len(request.logprobs) - len(delta.tokens) :]
         if delta.finish is not None:
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
             done = complete(request, self.llm.fingerprint, fidelity)
-            if "messages" in message:
+            if "messages" in message or message.get("reply"):
                 done.reply = reply_of(request, self.llm.tokenizer, message.get("tools") is not None)
             event["completion"] = done.to_dict()
             del self._origin[delta.request]

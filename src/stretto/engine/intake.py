@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -20,6 +20,15 @@ from stretto.tokens.tokenizer import Tokenizer
 from stretto.tokens.words import Words
 
 Prompt = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class Written:
+    """What a sample had written when its engine was lost: with prompt, parameters and seed, all that it was."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    """Of each token, where they were asked for."""
 
 
 @dataclass(slots=True)
@@ -46,11 +55,12 @@ class Intake:
         *,
         reuse: bool = True,
         generate: bool = True,
+        resume: Mapping[int, Written] | None = None,
     ) -> list[Request]:
-        """Return the ``n`` requests of one prompt, sample 0 first.
+        """Return the ``n`` requests of one prompt, sample 0 first; those of the samples in ``resume`` go on from there.
 
-        Raises ``ValueError`` naming the
-        parameter, its value, what was expected and what to do.
+        ``resume`` leaves out the samples that have ended; it needs the seed that they began with. Raises ``ValueError``
+        naming the parameter, its value, what was expected and what to do.
         """
         params.validate(self.model.vocab_size)
         self._check_method(params, method)
@@ -70,11 +80,13 @@ class Intake:
             )
         if params.stop and self.tokenizer is None:
             raise ValueError(f"stop={params.stop!r} needs a tokenizer and this checkpoint has none: use stop_token_ids")
+        if resume is not None and params.seed is None:
+            raise ValueError("seed=None: what is resumed needs the seed it began with; give that seed")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         size, eos_ids = self.model.vocab_size, self.eos_ids
         mask = None if params.mask is None else build_mask(*params.mask, size, eos_ids, self.words)
         requests: list[Request] = []
-        for sample in range(params.n):
+        for sample in range(params.n) if resume is None else sorted(resume):
             state = SamplerState.begin(
                 params,
                 ids,
@@ -100,8 +112,24 @@ class Intake:
                 request.text = TextStream(
                     self.tokenizer, params.stop, params.include_stop, min_tokens=params.min_tokens
                 )
+            if resume is not None:
+                self._go_on(request, resume[sample])
             requests.append(request)
         return requests
+
+    def _go_on(self, request: Request, written: Written) -> None:
+        """Bring a new request to where it stood when ``written`` was all its text."""
+        for place, token in enumerate(written.token_ids):
+            if not 0 <= token < self.model.vocab_size or request.state.ends(token) is not None:
+                raise ValueError(
+                    f"sample {request.sample} cannot be resumed: its token {place}, {token}, is none of the model's or "
+                    "ends the text; expected the tokens of a text that had not ended"
+                )
+            request.state.commit(token)
+            if request.text is not None:
+                request.text.push(token)
+        request.tokens = [*request.prompt, *written.token_ids]
+        request.logprobs = list(written.logprobs)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         vocabulary = self.model.vocab_size

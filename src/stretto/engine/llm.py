@@ -19,7 +19,7 @@ from stretto.core.request import Delta, Request
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.score import Score
 from stretto.engine.completion import Completion, Piece, complete, refused, reply_of
-from stretto.engine.intake import Intake, Prompt
+from stretto.engine.intake import Intake, Prompt, Written
 from stretto.engine.step import Engine
 from stretto.kernels import native
 from stretto.models.backend import AnyTransformer
@@ -78,7 +78,7 @@ class LLM:
         self.name = str(model)
         self.tokenizer = Tokenizer.load(folder)
         self._load = partial(load_model, dtype=dtype, device=where, progress=progress)
-        self._folder = folder
+        self.folder = folder
         self.model = self._load(folder, name="target", weights=weights)
         models: dict[str, AnyTransformer] = {"target": self.model}
         self._tokenizers: dict[str, Tokenizer | None] = {"target": self.tokenizer}
@@ -105,28 +105,42 @@ class LLM:
         """What the text depends on beside prompt, parameters and seed: checkpoint, formats, rope, kernels."""
         return self.model.fingerprint
 
+    @property
+    def aboard(self) -> Aboard:
+        """What methods may be built from."""
+        return Aboard(self.engine.models, self._tokenizers, self._foreign)
+
     def method(self, name: str | None) -> DecodingMethod:
         """Return the method of that name (None: the default), put aboard when first asked for."""
         name = self.default_method if name is None else name
         if name not in self.engine.methods or name == Score.name:
             for model, options in find_recipe(name).brings.items():
                 self._bring(model, options)
-            aboard = Aboard(self.engine.models, self._tokenizers, self._foreign)
-            self.engine.add_method(build_method(name, aboard))
+            self.engine.add_method(build_method(name, self.aboard))
         return self.engine.methods[name]
 
     def _bring(self, name: str, options: Mapping[str, Any]) -> None:
         """Load the target's checkpoint again, as a method asks for it. Raises what ``load_model`` raises."""
         if name not in self.engine.models:
-            model = self._load(self._folder, name=name, **options)
+            model = self._load(self.folder, name=name, **options)
             self.engine.add_model(name, model, self.engine.caches["target"].capacity)
             model.measure()
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None, method: str | None = None) -> list[Request]:
-        """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``."""
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        method: str | None = None,
+        resume: Mapping[int, Written] | None = None,
+    ) -> list[Request]:
+        """Queue the ``n`` samples of one prompt; the caller then steps ``engine``. Raises ``ValueError``.
+
+        ``resume``: what each sample that had not ended wrote in another engine of the same fingerprint; it goes on as
+        if it had never left that one.
+        """
         if params is not None and not isinstance(params, SamplingParams):
             raise ValueError(f"params={params!r}: expected SamplingParams; SamplingParams.from_dict reads a dictionary")
-        requests = self.intake.requests(prompt, params or SamplingParams(), self.method(method))
+        requests = self.intake.requests(prompt, params or SamplingParams(), self.method(method), resume=resume)
         for request in requests:
             self.engine.submit(request)
         return requests

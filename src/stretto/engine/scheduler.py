@@ -7,7 +7,7 @@ prefill: Sarathi-Serve, arXiv 2403.02310). A budget smaller than the number of r
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from stretto.decoding.method import DecodingMethod
 
 DRAFT_SHARE = 4
 """While prompts wait, drafts may take one in this many of the rows that are bid for."""
+SLICE = 16
+"""Rows of prompts that no goal for the time of others' tokens denies."""
 
 
 class Grant(NamedTuple):
@@ -46,6 +48,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.failed: list[tuple[Request, Exception]] = []
         """Requests whose own admission or reservation raised; the engine ends them."""
+        self.preemptions = 0
         self._clock = 0
         self._changed = True
 
@@ -66,6 +69,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.stats.preemptions += 1
+        self.preemptions += 1
         self.add(request)
         try:
             self.method(request).preempted(request)
@@ -128,7 +132,7 @@ class Scheduler:
         # There are as many scratch rows as the budget has rows: a draft that takes several of them pays for each.
         prices = {i: self.method(served[i]).facts.scratch for i in drafts}
         for_drafts = min(sum(wants[i] * prices[i] for i in drafts), left)
-        for_prompts = min(sum(wants[i] for i in prompts), left)
+        for_prompts = min(sum(wants[i] for i in prompts), left, self._within_goals(served, sum(least)))
         if for_drafts + for_prompts > left:
             for_drafts = max(left - for_prompts, min(for_drafts, left // DRAFT_SHARE))
             for_prompts = left - for_drafts
@@ -143,6 +147,21 @@ class Scheduler:
             rows[i] += won
             for_drafts -= won * prices[i]
         return rows
+
+    def _within_goals(self, served: list[Request], sure: int) -> int:
+        """Return the rows of prompts beside ``sure`` guaranteed ones with which a pass keeps all TPOT goals.
+
+        At least ``SLICE``: a goal that nothing keeps must not hold up the prompts of others for ever.
+        """
+        goals = [r.params.tpot_ms for r in served if r.params.tpot_ms is not None and r.pending == 1]
+        price = self.caches[served[0].model].model.price
+        if not goals or price is None:
+            return self.max_rows
+        goal, context = min(goals), sum(request.filled for request in served)
+        return max(
+            SLICE,
+            bisect_right(range(self.max_rows), goal, key=lambda rows: price.ms(sure + rows, context)) - 1,
+        )
 
     def _bid(self, request: Request) -> int:
         """Return the rows its method would draft; one whose bid raises drafts nothing and is ended by the engine.

@@ -21,7 +21,7 @@ from stretto.cache.manager import ModelCache, View
 from stretto.core.batch import Model
 from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
-from stretto.core.request import Committed, Delta, Phase, Request
+from stretto.core.request import Committed, Delta, Phase, Request, Stats
 from stretto.decoding.method import DecodingMethod, Load
 from stretto.engine.asking import check_rows, commits, forget, proposals
 from stretto.engine.pack import pack
@@ -59,6 +59,12 @@ class Engine:
         self.scheduler = Scheduler(self.caches, max_rows, self._lineage, self._method)
         self.rows = 0
         """Rows computed since the start, all models together."""
+        self.kinds = dict.fromkeys(("prompt", "decode", "drafted", "draft_model"), 0)
+        """The same by kind: known tokens, the last token of a text, what was drafted behind it, other models' rows."""
+        self.totals = Stats()
+        """What all requests together drafted, since the start."""
+        self.watch: Callable[[Sequence[Grant]], None] | None = None
+        """Told what each step runs, before any method or model is asked."""
         self.steps = 0
         self._arrivals = 0
         self._ended: list[Delta] = []
@@ -96,12 +102,12 @@ class Engine:
         self.requests[request.id] = request
         self.scheduler.add(request)
 
-    def abort(self, number: int) -> bool:
-        """End a request; False if it is not here (any more). Its last delta says ``abort``."""
+    def abort(self, number: int, finish: str = "abort") -> bool:
+        """End a request; False if it is not here (any more). Its last delta says ``finish``."""
         request = self.requests.get(number)
         if request is None:
             return False
-        self._end(request, "abort")
+        self._end(request, finish)
         return True
 
     def step(self) -> list[Delta]:
@@ -170,9 +176,7 @@ class Engine:
         self.rows += len(batch)
         outputs: list[Output] = []
         for place, (request, chunk) in enumerate(zip(owners, rows, strict=True)):
-            request.stats.rows += len(chunk.tokens)
-            if chunk.roles is None:
-                request.stats.prompt_rows += len(chunk.tokens)
+            self._count_rows(request, chunk)
             hidden = result.hidden[place] if result.hidden else {}
             outputs.append(Output(chunk, result.logits, firsts[place], hidden, scratch=scratch[place]))
             if chunk.top:
@@ -184,6 +188,19 @@ class Engine:
             if output.chunk.legs:
                 output.legs = [next(further) for _ in output.chunk.legs]
         return outputs[: len(chunks)]
+
+    def _count_rows(self, request: Request, chunk: Chunk) -> None:
+        rows, kinds = len(chunk.tokens), self.kinds
+        request.stats.rows += rows
+        if chunk.roles is None:
+            request.stats.prompt_rows += rows
+        if chunk.model != request.model:
+            kinds["draft_model"] += rows
+        elif chunk.roles is None:
+            kinds["decode" if rows == 1 and request.pending == 1 else "prompt"] += rows
+        else:
+            kinds["decode"] += 1
+            kinds["drafted"] += rows - 1
 
     def scratch_left(self, model: str) -> int:
         """Return how many scratch rows of ``model`` are left in this step."""
@@ -235,6 +252,8 @@ class Engine:
             return []
         clock = time.perf_counter()
         self.load = Load.by_model(grants)
+        if self.watch is not None:
+            self.watch(grants)
         groups: dict[tuple[str, str], list[Grant]] = {}
         for grant in grants:
             groups.setdefault((grant.request.method, grant.request.model), []).append(grant)
@@ -308,9 +327,10 @@ class Engine:
                 view.advance(committed.filled, (committed.feature,))
         stats = request.stats
         stats.steps += 1
-        stats.drafted += committed.drafted
-        stats.accepted += committed.accepted
-        stats.count_drafts(committed.drafts)
+        for each in (stats, self.totals) if committed.drafts else ():
+            each.drafted += committed.drafted
+            each.accepted += committed.accepted
+            each.count_drafts(committed.drafts)
         stats.origins += committed.origins
         request.prompt_logprobs.update(committed.prompt_logprobs)
         if committed.scores is not None:

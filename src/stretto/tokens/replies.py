@@ -41,6 +41,7 @@ _NAMED = {
 }
 _NAME_BEGINS = re.compile(r"[\w.-]+(?:$|\[)")
 """What follows ``[TOOL_CALLS]`` where a name comes first, so far."""
+_BEGINNINGS = frozenset(opening[0] for opening in _CALLS)
 _INNER = ("[ARGS]", "[CALL_ID]", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
 """Markers inside a call."""
 _KEYS = ('"name"', '"type"', '"function"')
@@ -94,6 +95,9 @@ class ReplyParser:
 
     def push(self, piece: str) -> Reply:
         """Take the next piece of the reply; returns what has become certain."""
+        plain = self._read == self._text and not self._pending and not self._skip_blanks
+        if plain and _BEGINNINGS.isdisjoint(piece):
+            return Reply(piece)
         self._pending += piece
         return self._advance()
 

@@ -149,6 +149,20 @@ class Ledger:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""
         return self._would_take / self._took if self._took > 0 else 1.0
 
+    def figures(self) -> dict[str, float]:
+        """Return the books as they stand: milliseconds and tokens per step, trials won and lost, steps of rest."""
+        return {
+            "steps": self.steps,
+            "gain": self.gain(),
+            "wall_ms": self._wall.value,
+            "tokens": self._tokens.value,
+            "plain_overhead_ms": self.plain_overhead.value,
+            "drafted_overhead_ms": self.drafted_overhead.value,
+            "won": self.won,
+            "lost": self.lost,
+            "resting": self.resting,
+        }
+
     def _unknown(self) -> float:
         return 2 * max(0.0, self.plain_overhead.value) + UNKNOWN_OVERHEAD
 

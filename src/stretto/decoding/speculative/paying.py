@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
@@ -183,6 +183,17 @@ class Paying:
     def hears(self, drafter: str) -> bool:
         """Whether it runs for anybody, or costs next to nothing."""
         return not self.ledger.resting and self._wait.get(drafter, 1) == 1
+
+    def figures(self) -> dict[str, Any]:
+        """Return the ledger's books, and by drafter the tokens that it adds in a call and its milliseconds.
+
+        Plain data, of all requests together.
+        """
+        drafters = {
+            name: {"tokens": self.worth[name, 0].value if (name, 0) in self.worth else HOPE, "ms": cost.value}
+            for name, cost in self.cost.items()
+        }
+        return {**self.ledger.figures(), "token_ms": self._token, "drafters": drafters}
 
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""

@@ -1,0 +1,79 @@
+"""What holds the shape of an answer: ``response_format``, ``regex``, ``grammar``, tools that must be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stretto.serving.bounds import check_length, check_schema
+from stretto.serving.errors import wrong
+from stretto.serving.fields import Sampling, Tool
+from stretto.serving.settings import Limits
+
+Mask = tuple[str, dict[str, Any]]
+
+
+def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) -> Mask | None:
+    """Return the token mask that a body asks for. Raises ``ApiError``, also where it asks for two."""
+    found = {name: mask for name, mask in _asked(body, encode).items() if mask is not None}
+    if len(found) > 1:
+        names = " and ".join(found)
+        raise wrong(f"{names} both say what shape the answer has: give one of them", next(iter(found)))
+    for name, (kind, told) in found.items():
+        if kind == "json_schema":
+            check_schema(name, told["schema"], limits)
+        elif kind == "regex":
+            check_length(name, told["pattern"], limits.regex)
+        elif kind == "grammar":
+            check_length(name, told["lark"], limits.grammar)
+    return next(iter(found.values()), None)
+
+
+def _asked(body: Sampling, encode: Callable[[str], list[int]]) -> dict[str, Mask | None]:
+    asked: dict[str, Mask | None] = {
+        "regex": None if body.regex is None else ("regex", {"pattern": body.regex}),
+        "grammar": None if body.grammar is None else ("grammar", {"lark": body.grammar}),
+    }
+    form = body.response_format
+    if form is not None and form.type == "json_object":
+        asked["response_format"] = ("json_object", {})
+    elif form is not None and form.type == "json_schema":
+        if form.json_schema is None or form.json_schema.schema_ is None:
+            raise wrong("response_format.json_schema: missing; expected {'name': ..., 'schema': {...}}")
+        asked["response_format"] = ("json_schema", {"schema": form.json_schema.schema_})
+    if (told := body.structured_outputs) is not None:
+        several: dict[str, Mask | None] = {
+            "json": None if told.json_ is None else ("json_schema", {"schema": told.json_}),
+            "regex": None if told.regex is None else ("regex", {"pattern": told.regex}),
+            "grammar": None if told.grammar is None else ("grammar", {"lark": told.grammar}),
+            "choice": None if told.choice is None else ("choice", {"choices": [encode(text) for text in told.choice]}),
+            "json_object": ("json_object", {}) if told.json_object else None,
+        }
+        asked |= {f"structured_outputs.{name}": mask for name, mask in several.items()}
+    return asked
+
+
+def calling(tools: Sequence[Tool], name: str | None, limits: Limits) -> Mask:
+    """Return the mask of an answer that calls a tool: the one called ``name``, or any.
+
+    The call is one JSON object, name first, as replies are read. Raises ``ApiError`` for an unknown name.
+    """
+    meant = [tool.function for tool in tools if name in (None, tool.function.name)]
+    if not meant:
+        names = ", ".join(tool.function.name for tool in tools) or "none at all"
+        raise wrong(f"tool_choice names {name!r:.80}, the tools are: {names}", "tool_choice")
+    forms = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": function.name},
+                "arguments": function.parameters or {"type": "object", "properties": {}},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in meant
+    ]
+    for form in forms:
+        check_schema("tools", form, limits)
+    return "json_schema", {"schema": forms[0] if len(forms) == 1 else {"anyOf": forms}}

@@ -1,0 +1,120 @@
+"""Server-sent events, several streams side by side, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stretto.serving.answers import DONE
+from stretto.serving.errors import ApiError
+
+Event = dict[str, Any]
+
+
+class Stream(Protocol):
+    """One request in the engine (see ``engine.aio``)."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def close(self) -> None:
+        """Abort it, if it has not ended."""
+        ...
+
+
+class ClientGone(Exception):
+    """The client closed its connection; nobody waits for an answer."""
+
+
+async def listening(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what ``work`` returns; cancel it and raise ``ClientGone`` when the client goes away first."""
+    doing = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise ClientGone
+    finally:
+        for task in (doing, gone):
+            task.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def side_by_side(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Event], None]:
+    """Yield (number of the stream, event) as they come; raise what a stream raises. Closes all at the end."""
+    try:
+        if len(streams) == 1:
+            async for event in streams[0]:
+                yield 0, event
+            return
+        box: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+
+        async def pump(number: int, stream: Stream) -> None:
+            try:
+                async for event in stream:
+                    box.put_nowait((number, event))
+            finally:
+                box.put_nowait((number, None))
+
+        tasks = [asyncio.ensure_future(pump(number, stream)) for number, stream in enumerate(streams)]
+        try:
+            left = len(tasks)
+            while left:
+                number, found = await box.get()
+                if found is not None:
+                    yield number, found
+                    continue
+                left -= 1
+                await tasks[number]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+class EventStream(Response):
+    """Sends pieces as they come. What goes wrong before the first is an ordinary error, behind it an event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pieces: AsyncGenerator[str, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await listening(receive, self._write(send))
+
+    async def _write(self, send: Send) -> None:
+        begun = False
+        pieces = self._pieces
+        try:
+            async for piece in pieces:
+                if not begun:
+                    begun = True
+                    await self._start(send)
+                await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        except ApiError as error:
+            if not begun:
+                raise
+            told = f"data: {json.dumps(error.body)}\n\n".encode()
+            await send({"type": "http.response.body", "body": told, "more_body": False})
+        finally:
+            await pieces.aclose()
+
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

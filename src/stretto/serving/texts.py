@@ -1,0 +1,80 @@
+"""The answers of ``/v1/completions``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stretto.serving.answers import Completion, Envelope, Spelling, costs, ended, ranked, usage
+from stretto.serving.wanted import Wanted
+
+Places = Sequence[Mapping[int, float] | None]
+
+
+class Texts:
+    """Makes the answer of one request: whole, or piece by piece."""
+
+    def __init__(self, wanted: Wanted, spelling: Spelling, model: str, fingerprint: str) -> None:
+        self.envelope = Envelope("text_completion", "cmpl", model, fingerprint)
+        self._wanted, self._spelling = wanted, spelling
+        self._samples = int(wanted.params.get("n", 1))
+        self._begun: set[int] = set()
+        self._offsets: dict[int, int] = {}
+
+    def whole(self, done: Sequence[Completion]) -> dict[str, Any]:
+        """Return the answer; ``done``: the samples of the first prompt, those of the next, and so on."""
+        wanted = self._wanted
+        choices = [self._choice(index, completion) for index, completion in enumerate(done)]
+        return self.envelope.whole(choices, usage(wanted.prompts, done, wanted.silent), costs(done))
+
+    def piece(self, index: int, event: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Return the fields that a step added to a choice, as JSON, and why it ended if it has."""
+        wanted = self._wanted
+        completion = event.get("completion")
+        finish = None if completion is None else "length" if wanted.silent else ended(completion)
+        text = "" if wanted.silent else event["text"]
+        if wanted.echo and index not in self._begun:
+            self._begun.add(index)
+            text = wanted.texts[index // self._samples] + text
+        logprobs = "null"
+        if wanted.alternatives is not None:
+            logprobs = json.dumps(self._logprobs(event["token_ids"], event.get("logprobs") or [], index))
+        return f'"text": {json.dumps(text)}, "logprobs": {logprobs}', finish
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        wanted = self._wanted
+        prompt = index // self._samples
+        text, tokens = completion["text"], list(completion["token_ids"])
+        places: list[Mapping[int, float] | None] = list(completion["logprobs"] or [])
+        finish = ended(completion)
+        if wanted.silent:
+            text, tokens, places, finish = "", [], [], "length"
+        if wanted.echo:
+            text = wanted.texts[prompt] + text
+            tokens = wanted.prompts[prompt] + tokens
+            places = list(completion["prompt_logprobs"] or []) + places
+        logprobs = None if wanted.alternatives is None else self._logprobs(tokens, places, index)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, tokens: Sequence[int], places: Places, index: int) -> dict[str, Any]:
+        most = self._wanted.alternatives or 0
+        offset = self._offsets.get(index, 0)
+        names: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        for token, found in zip(tokens, places, strict=False):
+            names.append(self._spelling.of(token)[0])
+            offsets.append(offset)
+            offset += self._spelling.length(token)
+            values.append(None if found is None else found[token])
+            # Two tokens may be written alike; the likelier one stands. The token itself is always among them.
+            told: dict[str, float] = {}
+            for other, value in ranked(found or {}, most):
+                told.setdefault(self._spelling.of(other)[0], value)
+            if found is not None:
+                told.setdefault(names[-1], found[token])
+            tops.append(told if found is not None else None)
+        self._offsets[index] = offset
+        return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

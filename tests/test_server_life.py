@@ -1,0 +1,219 @@
+"""What happens around answers: a full queue, clients that go away, a dying engine, records, forms that are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from server import client, post, served
+from typer.testing import CliRunner
+
+from stretto.cli.main import app
+from stretto.serving.settings import Settings
+
+MODEL = "stretto-tiny"
+ASKED: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "seed": 3}
+LONG: dict[str, Any] = {**ASKED, "max_tokens": 1500, "ignore_eos": True, "method": "plain"}
+FOX: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "look", "parameters": FOX}},
+    {"type": "function", "function": {"name": "run", "parameters": {"type": "object", "additionalProperties": False}}},
+]
+TALK: list[Any] = [{"role": "user", "content": "Tell me of a fox."}]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose engine has a process of its own, and that keeps records."""
+    with served(process=True, record=tmp_path_factory.getbasetemp() / "record") as found:
+        yield found
+
+
+@pytest.fixture
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "record"
+
+
+def gauge(address: str, name: str) -> float:
+    """Return a metric without labels."""
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def soon(true: Any) -> None:
+    """Wait until it is."""
+    until = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_forms_are_kept(address: str):
+    form = {"type": "json_schema", "json_schema": {"name": "fox", "schema": FOX}}
+    ask = client(address)
+    for asked in ({"response_format": form}, {"extra_body": {"structured_outputs": {"json": FOX}}}):
+        (choice,) = ask.chat.completions.create(model=MODEL, messages=TALK, max_tokens=200, seed=1, **asked).choices
+        told = json.loads(choice.message.content)
+        assert told.keys() == {"name", "age"} and 0 <= told["age"] <= 99 and choice.finish_reason == "stop"
+    for asked, texts in (
+        ({"regex": "(ab|cd){3}!"}, None),
+        ({"grammar": 'start: "yes" | "no"'}, {"yes", "no"}),
+        ({"structured_outputs": {"choice": ["red fox", "badger"]}}, {"red fox", "badger"}),
+    ):
+        (choice,) = ask.completions.create(**ASKED, max_tokens=40, extra_body=asked).choices
+        assert choice.text in texts if texts else set(choice.text) <= set("abcd!") and len(choice.text) == 7
+        assert choice.finish_reason == "stop"
+    (choice,) = ask.completions.create(**ASKED, max_tokens=3, extra_body={"regex": "(ab|cd){30}!"}).choices
+    assert choice.finish_reason == "length" and set(choice.text) <= set("abcd")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}], ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called_where_it_must(address: str, choice: Any, stream: bool):
+    asked: dict[str, Any] = {"model": MODEL, "messages": TALK, "tools": TOOLS, "max_tokens": 200, "seed": 2}
+    found = client(address).chat.completions.create(**asked, tool_choice=choice, stream=stream)
+    if stream:
+        calls = [call for piece in found for each in piece.choices for call in each.delta.tool_calls or []]
+    else:
+        calls = found.choices[0].message.tool_calls
+        assert found.choices[0].finish_reason == "tool_calls"
+    (call,) = calls
+    assert call.function.name == "look" or choice == "required"
+    assert json.loads(call.function.arguments).keys() == ({"name", "age"} if call.function.name == "look" else set())
+    with pytest.raises(openai.BadRequestError, match="the tools are: look, run"):
+        client(address).chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "fly"}})
+
+
+def test_a_client_that_goes_away_frees_its_rows(address: str):
+    for stream in (True, False):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/completions", json={**LONG, "n": 8, "stream": stream}, timeout=0.5).read()
+        soon(lambda: gauge(address, "stretto_requests_open") == 0)
+    with client(address).completions.create(**{**ASKED, "max_tokens": 1500}, stream=True) as pieces:
+        next(iter(pieces))
+    soon(lambda: gauge(address, "stretto_requests_open") == 0)
+
+
+def test_a_stream_survives_the_death_of_its_engine(address: str):
+    asked = {**LONG, "max_tokens": 60}
+    expected = post(address, "/v1/completions", asked).json()["choices"][0]["text"]
+    pid = int(gauge(address, "stretto_engine_pid"))
+    text, killed, told = "", False, None
+    for piece in client(address).completions.create(
+        model=MODEL,
+        prompt=asked["prompt"],
+        seed=3,
+        max_tokens=60,
+        stream=True,
+        extra_body={"ignore_eos": True, "method": "plain"},
+    ):
+        text += piece.choices[0].text
+        told = piece.model_dump().get("stretto") or told
+        if text and not killed:
+            killed = True
+            os.kill(pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    assert text == expected and told["resumed"] == 1
+    soon(lambda: httpx.get(f"{address}/ready").status_code == 200)
+
+
+def test_a_recorded_answer_is_made_again(address: str, record: Path):
+    asked = {**ASKED, "prompt": ["Once upon", "The fox"], "n": 2, "max_tokens": 10}
+    name = post(address, "/v1/completions", asked).json()["id"]
+    path = record / f"{name}.json"
+    if sys.platform != "win32":
+        assert path.stat().st_mode & 0o077 == record.stat().st_mode & 0o077 == 0
+    found = CliRunner().invoke(app, ["replay", name, "--record", str(record)])
+    assert found.exit_code == 0 and "the same 40 tokens" in found.stderr
+    told = json.loads(path.read_text())
+    told["answers"][2]["tokens"][4] += 1
+    path.write_text(json.dumps(told))
+    found = CliRunner().invoke(app, ["replay", name, "--record", str(record)])
+    assert str(found.exception) == "not the same: sample 2 differs, from token 4 on"
+    for wrong in ("cmpl-" + "0" * 24, "../keys"):
+        found = CliRunner().invoke(app, ["replay", wrong, "--record", str(record)])
+        assert "is no answer recorded in" in str(found.exception)
+
+
+def test_a_full_queue_says_when_to_come_back():
+    engine = {"dtype": "fp32", "weights": "fp32", "cache_tokens": 2048}
+    with served(max_waiting=1, engine=engine) as address:
+        ask = client(address)
+        with ask.completions.create(
+            model=MODEL, prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+        ) as first:
+            next(iter(first))
+            with pytest.raises(openai.RateLimitError) as raised:
+                ask.completions.create(**ASKED, n=1, max_tokens=1500, extra_body={"deadline_ms": 300})
+            assert raised.value.body["code"] == "deadline"
+            with pytest.raises(openai.RateLimitError) as raised:
+                ask.completions.create(model=MODEL, prompt=["a", "b", "c", "d"], max_tokens=1500)
+            assert raised.value.body["code"] == "queue_full" and int(raised.value.response.headers["retry-after"]) >= 1
+        soon(lambda: gauge(address, "stretto_requests_open") == 0)
+        assert ask.completions.create(**ASKED, max_tokens=4).choices
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal reaches another process there")
+def test_sigterm_lets_running_requests_end():
+    """In a process of its own, as it is run: the stream goes on to its end, new connections are refused."""
+    code = "from stretto.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", "--cache-tokens", "2048"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:
+        assert server.stderr is not None
+        port, events = 0, []
+        for line in server.stderr:
+            events.append(json.loads(line))
+            port = events[-1].get("port", port)
+            if events[-1]["event"] == "ready":
+                break
+        pieces = iter(client(f"http://127.0.0.1:{port}").completions.create(**ASKED, max_tokens=200, stream=True))
+        text = next(pieces).choices[0].text
+        server.send_signal(signal.SIGTERM)
+        rest = list(pieces)
+        assert text and rest[-1].choices[0].finish_reason in ("length", "stop")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        assert server.wait(60) == 0
+        assert json.loads(server.stderr.read().splitlines()[-1])["event"] == "stopped"
+
+
+def test_a_model_is_not_called_by_its_path(tmp_path: Path):
+    (tmp_path / "my-model").mkdir()
+    assert Settings(str(tmp_path / "my-model")).name == "my-model"
+    assert Settings("Qwen/Qwen3-0.6B").name == "Qwen/Qwen3-0.6B"
+
+
+def test_load_is_measured_in_both_loops(address: str, tmp_path: Path):
+    """Every conversation is held, turn behind turn; what the server counts agrees with what was asked."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "A fox"}\n{"turns": ["One?", "Two?", "Three?"]}\n')
+    common = ["bench", "serve", f"{address}/v1", "--max-tokens", "4", "--requests", "6", "--ignore-eos"]
+    for more, asked in (
+        (["--concurrency", "3", "--turns", "2", "--shared", "40"], 12),
+        (["--rate", "50", "--prompts", str(tmp_path / "prompts.jsonl"), "--ttft-ms", "60000"], 12),
+    ):
+        out = tmp_path / "out.json"
+        found = CliRunner().invoke(app, [*common, *more, "--json", str(out), "--plot", str(tmp_path / "out.html")])
+        assert found.exit_code == 0, found.output
+        told = json.loads(out.read_text())
+        assert (told["requests"], told["failed"], told["within_goals"]) == (asked, 0, 1.0)
+        assert all(each["tokens"] == 4 and 0 < each["ttft_ms"] <= each["total_ms"] for each in told["taken"])
+        assert told["ttft_ms"]["p50"] <= told["ttft_ms"]["p99"]
+        assert "--shared" not in more or told["cached_share"] > 0.3
+        assert "<svg" in (tmp_path / "out.html").read_text()
