@@ -80,6 +80,7 @@ def test_there_is_something_to_run():
         "determinism": 2,
         "python": 6,
         "README": 1,
+        "structured": 2,
     }
 
 
