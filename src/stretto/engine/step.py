@@ -327,7 +327,7 @@ class Engine:
                 view.advance(committed.filled, (committed.feature,))
         stats = request.stats
         stats.steps += 1
-        for each in (stats, self.totals) if committed.drafts else ():
+        for each in (stats, self.totals) if committed.drafted or committed.accepted else ():
             each.drafted += committed.drafted
             each.accepted += committed.accepted
             each.count_drafts(committed.drafts)
