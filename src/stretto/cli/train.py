@@ -36,7 +36,7 @@ def draft(
     out: Annotated[
         Path, typer.Option(help="Folder for the draft and its checkpoints; an unfinished run resumes.")
     ] = Path("checkpoints/draft"),
-    steps: Annotated[int, typer.Option(help="Steps of 1,024 tokens.", min=1)] = 4600,
+    steps: Annotated[int, typer.Option(help="Steps of 1,024 tokens.", min=1)] = 11200,
     width: Annotated[int, typer.Option(help="Width of the draft, a multiple of 64.", min=64)] = 128,
     layers: Annotated[int, typer.Option(help="Layers of the draft.", min=1)] = 2,
     mlp: Annotated[int, typer.Option(help="Width of its MLPs.", min=1)] = 512,

@@ -28,7 +28,7 @@ from stretto.weights.files import whole
 from stretto.weights.resolve import COMPANIONS, resolve
 
 SCHEDULE = Schedule(
-    steps=4600, rows=1024, window=512, long_share=0.2, cooldown=1.0, matrix_rate=0.02, other_rate=0.0065
+    steps=11200, rows=1024, window=512, long_share=0.2, cooldown=1.0, matrix_rate=0.02, other_rate=0.0065
 )
 """Windows of 256 are not enough: a draft agrees much less at positions that it was not trained on."""
 
