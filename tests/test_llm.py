@@ -76,7 +76,7 @@ def test_stop_strings_cut_the_text_wherever_tokens_end(tiny):
 def test_samples_share_their_prompt_and_differ(tiny):
     ids = tiny.tokenizer.encode(STORY * 6)
     before = tiny.engine.rows
-    several = tiny.generate([ids], SamplingParams(n=4, temperature=1.0, seed=9, max_tokens=20))
+    several = tiny.generate([ids], SamplingParams(n=4, temperature=1.0, seed=9, max_tokens=20), method="plain")
     assert len({tuple(c.token_ids) for c in several}) == 4
     assert [c.index for c in several] == [0, 1, 2, 3] and {c.seed for c in several} == {9}
     # The prompt once, and per further sample its last row again.
