@@ -34,6 +34,7 @@ BAD: dict[str, list[Any]] = {
     "seed": [-1, 2**64, 1.5],
     "priority": [0.5],
     "ttft_ms": [0],
+    "tpot_ms": [0],
     "tenant": [None],
 }
 
@@ -60,6 +61,7 @@ FULL = SamplingParams(
     seed=2**64 - 1,
     priority=-2,
     ttft_ms=5.0,
+    tpot_ms=40.0,
     tenant="x",
 )
 

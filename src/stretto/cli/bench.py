@@ -49,6 +49,7 @@ def serve(
 
     from stretto.serving.load import Load, put, summary
     from stretto.serving.workload import talks
+    from stretto.weights.files import write_whole
 
     params: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     params |= {"ignore_eos": True} if ignore_eos else {}
@@ -74,12 +75,10 @@ def serve(
             }
             for each in taken
         ]
-        json_file.write_text(json.dumps({**told, "taken": rows}, indent=1) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps({**told, "taken": rows}, indent=1) + "\n")
     if plot is not None:
-        plot.write_text(
-            page(told, [each.ttft for each in taken if not each.error], [each.tpot for each in taken if each.tpot]),
-            encoding="utf-8",
-        )
+        first = [each.ttft for each in taken if not each.error]
+        write_whole(plot, page(told, first, [each.tpot for each in taken if each.tpot]))
 
 
 def _first(response: Any) -> str:
