@@ -12,6 +12,8 @@ import pytest
 from server import ENGINE, client, post, served
 
 from stretto import LLM, SamplingParams
+from stretto.serving.answers import ended
+from stretto.serving.errors import ApiError
 
 MODEL = "stretto-tiny"
 TALK: list[Any] = [{"role": "user", "content": "Tell me of a fox."}]
@@ -172,8 +174,14 @@ ERRORS: dict[str, tuple[type[openai.APIStatusError], dict[str, Any], str]] = {
     "two forms": (openai.BadRequestError, {"extra_body": {"regex": "a", "grammar": "b"}}, "regex"),
     "regex too long": (openai.BadRequestError, {"extra_body": {"regex": "a" * 2001}}, "regex"),
     "grammar that is none": (openai.BadRequestError, {"extra_body": {"grammar": "start: ("}}, None),
-    "deadline": (openai.RateLimitError, {"extra_body": {"deadline_ms": 1e-3}}, None),
 }
+
+
+def test_a_deadline_leaves_what_was_written_and_is_an_error_before_that():
+    assert ended({"finish_reason": "timeout", "token_ids": [7]}) == "timeout"
+    with pytest.raises(ApiError) as raised:
+        ended({"finish_reason": "timeout", "token_ids": []})
+    assert raised.value.status == 429 and raised.value.code == "deadline"
 
 
 @pytest.mark.parametrize("name", ERRORS)

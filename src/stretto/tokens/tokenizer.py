@@ -117,7 +117,8 @@ class Tokenizer:
         Decoding is the tokenizer's own: the cleaning of blanks before punctuation that some configurations ask
         transformers for (``clean_up_tokenization_spaces``) is not applied, because it loses what the model wrote.
         """
-        return self._core.decode([i for i in ids if i >= 0], skip_special_tokens=skip_special)
+        held = [i for i in ids if 0 <= i < 1 << 32]  # what the library can take
+        return self._core.decode(held, skip_special_tokens=skip_special)
 
     def encode_chat(
         self,
