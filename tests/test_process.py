@@ -92,7 +92,7 @@ def same(tiny: LLM, found: list[dict], lengths: Sequence[int]) -> None:
 
 def test_streams_outlive_three_kills(tiny):
     # Behind a death they are let in one by one: those in front are ahead of the last by a step for each.
-    lengths = [3 * place + 24 for place in reversed(range(64))]
+    lengths = [3 * place + 72 for place in reversed(range(64))]
 
     async def scene():
         async with AsyncEngine("stretto-tiny", limits=Limits(window=1e6), **OPTIONS) as engine:
