@@ -12,6 +12,12 @@ STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t
     return static_cast<const uint8_t*>(m.weights) + (panel * (m.depth / group_depth) + first) * group_bytes;
 }
 
+// Asks for a group of a panel that is still to come: the processor's own look-ahead ends with each page of memory, and
+// a pass of 4 rows took a fifth longer. Behind the last panel it asks for what nobody needs, which does no harm.
+STRETTO_INLINE void prefetch(const uint8_t* group, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(group + i), _MM_HINT_T0);
+}
+
 // ---- fp32 and bf16 --------------------------------------------------------------------------------------------------
 
 struct Fp32Weights {
@@ -145,6 +151,7 @@ void int8_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
     const uint8_t* group = weights_at(*p.matrix, panel, first, 2 * half_bytes);
     DigitsOfGroup pairs[digit_rows];
     for (int64_t g = first; g < last; ++g, group += 2 * half_bytes) {
+        prefetch(group + 8 * half_bytes, 2 * half_bytes);
         for (int d = 0; d < digit_rows; ++d) pairs_of_digits(x + d * depth + g * group_depth, pairs[d]);
         for (int half = 0; half < 2; ++half) {
             I32 products[digit_rows];
