@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import socket
 import struct
 import time
@@ -114,7 +115,7 @@ def storm(address: str, rounds: int, seed: int) -> list[str]:
         send(address, request("/v1/completions", {**LONG, "stream": False}), most=0, rude=rude)
         odd = MALFORMED[number] if number < len(MALFORMED) else mutated(data, chance)
         answer = send(address, odd, most=1 << 20, rude=rude)
-        if answer and not answer.startswith((b"HTTP/1.1 2", b"HTTP/1.1 4", b"HTTP/1.1 3")):
+        if answer and not answer.startswith((b"HTTP/1.1 1", b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4")):
             wrong.append(f"{odd[:200]!r} was answered with {answer[:200]!r}")
     lines: list[str] = []
     for _ in range(600):
@@ -123,7 +124,8 @@ def storm(address: str, rounds: int, seed: int) -> list[str]:
             break
         time.sleep(0.05)
     counts = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
-    wrong += [f"{name} is {value}" for name, value in counts.items() if 'status="5' in name]
+    answered = {name: value for name, value in counts.items() if name.startswith("stretto_requests_total")}
+    wrong += [f"{name} is {value}" for name, value in answered.items() if re.search('path="/v1.*status="5', name)]
     capacity, free, cached = (
         float(counts[f'stretto_cache_{what}{{model="target"}}']) for what in ("capacity", "free", "cached")
     )
