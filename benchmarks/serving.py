@@ -58,7 +58,7 @@ WORKLOADS = {SHORT: Workload(0, 64, 256), PROMPT: Workload(0, 512, 128), SHARED:
 
 
 class Prompts:
-    """Random words that come to a number of tokens, chat template included where nothing is shared."""
+    """Random words that come to a number of tokens, give or take one; the chat template is among them."""
 
     def __init__(self, folder: Path) -> None:
         tokenizer = Tokenizer.load(folder)
@@ -159,7 +159,11 @@ class Bench:
         for name in self.servers.kinds:  # one after the other: each has the machine to itself while it idles
             with self.servers.started(self._place(folder, many + 1, ARRIVING + 256), [name]) as servers:
                 for server in servers.values():
-                    row = asyncio.run(long_arrival(server, talks, newcomer, {}))
+                    try:
+                        row = asyncio.run(long_arrival(server, talks, newcomer, {}))
+                    except (OSError, RuntimeError) as error:
+                        self.servers.absent[f"{name}, long arrival"] = str(error)
+                        continue
                     yield row
                     if name == "stretto":
                         (other,) = prompts.talks(Workload(0, ARRIVING, 2), 1, 3)

@@ -23,7 +23,7 @@ from stretto.serving.settings import Limits
 ASKED: dict[str, Any] = {"model": "stretto-tiny", "seed": 3, "max_tokens": 8}
 PROMPT: dict[str, Any] = {**ASKED, "prompt": "Once upon a time"}
 TALK: dict[str, Any] = {**ASKED, "messages": [{"role": "user", "content": "Tell me of a föx."}], "stream": True}
-LONG: dict[str, Any] = {**PROMPT, "max_tokens": 1200, "ignore_eos": True, "stream": True, "method": "plain"}
+LONG: dict[str, Any] = {**PROMPT, "max_tokens": 600, "ignore_eos": True, "stream": True, "method": "plain"}
 HEADERS = "Host: localhost\r\nContent-Type: application/json\r\n"
 
 

@@ -88,7 +88,7 @@ def short_and_long(llm: LLM, number: int) -> tuple[list[Case], list[Case]]:
         body = {"model": MODEL, "prompt": prompt, "seed": seed, **KINDS[seed % len(KINDS)]}
         short.append({**body, "max_tokens": chance.randint(2, 12)})
         if seed % 8 == 0:
-            long.append({"model": MODEL, "prompt": prompt, "seed": seed, "max_tokens": 120, "ignore_eos": True})
+            long.append({"model": MODEL, "prompt": prompt, "seed": seed, "max_tokens": 80, "ignore_eos": True})
     return made(llm, short), made(llm, long)
 
 
