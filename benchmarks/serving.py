@@ -183,7 +183,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's server")
-    parser.add_argument("--transformers", type=Path, metavar="PATH", help="the program `transformers`")
+    parser.add_argument("--transformers", type=Path, metavar="PATH", help="the program `transformers`, beside accelerate")
     parser.add_argument("--quick", action="store_true", help="a smoke check: one round of few requests")
     parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS, metavar="SECTION", help=str(SECTIONS))
     parser.add_argument("--on", choices=tuple(SHAPES), nargs="+", default=tuple(SHAPES), metavar="MODEL", help="models")
@@ -203,11 +203,12 @@ def main() -> None:
 
 def report(asked: argparse.Namespace, models: Path) -> None:
     """Measure what was asked for, print it, judge it, write it."""
-    facts = {**environment(), "quick": asked.quick, "server_threads": asked.threads, "rounds": asked.rounds}
+    facts = {**environment(), "quick": asked.quick, "server_threads": asked.threads}
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     if asked.quick:
         print("\nQUICK: a smoke check; not to be quoted")
     bench = Bench(asked, models)
+    facts["rounds"] = bench.rounds
     results: dict[str, list[Row]] = {}
     for section, row in bench.run():
         results.setdefault(section, []).append(row)
