@@ -183,7 +183,9 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's server")
-    parser.add_argument("--transformers", type=Path, metavar="PATH", help="the program `transformers`, beside accelerate")
+    parser.add_argument(
+        "--transformers", type=Path, metavar="PATH", help="the program `transformers`, beside accelerate"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke check: one round of few requests")
     parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS, metavar="SECTION", help=str(SECTIONS))
     parser.add_argument("--on", choices=tuple(SHAPES), nargs="+", default=tuple(SHAPES), metavar="MODEL", help="models")
