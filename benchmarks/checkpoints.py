@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from stretto.weights.resolve import resolve
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {
@@ -23,13 +26,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
         "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152,
     },
+    "135m-tinyvocab": {
+        "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "head_dim": 64, "intermediate_size": 1536, "vocab_size": 4096,
+    },
     "tiny": {
         "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 64, "intermediate_size": 768, "vocab_size": 4096,
     },
 }  # fmt: skip
-"""Llamas by the keys of their ``config.json``: 1.1 G weights, 1.0 G with the vocabulary of ``stretto-tiny``, 135 M, and
-one for trying a benchmark out."""
+"""Llamas by the keys of their ``config.json``: 1.1 G weights and 135 M, each also with the vocabulary of
+``stretto-tiny``, and one for trying a benchmark out."""
 
 _SHARED: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
@@ -49,6 +56,14 @@ def random_checkpoint(shape: str, models: Path) -> Path:
     save_file(_tensors(SHAPES[shape], generator), folder / "model.safetensors", metadata={"format": "pt"})
     # Written last: a folder without it is one whose writing was interrupted.
     config.write_text(json.dumps(_SHARED | SHAPES[shape], indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def speaking_checkpoint(shape: str, models: Path) -> Path:
+    """Return the folder of a random Llama with the embedded model's vocabulary, and its tokenizer in it."""
+    folder = random_checkpoint(shape, models)
+    for path in resolve("stretto-tiny").glob("tokenizer*"):
+        copyfile(path, folder / path.name)
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from gguf.quants import quantize
 
 _WHOLE = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -22,11 +23,13 @@ _LAYER = {
 }  # fmt: skip
 
 
-def write_gguf(folder: Path, target: Path) -> None:
+def write_gguf(folder: Path, target: Path, *, kind: str = "BF16", speaks: bool = False) -> None:
     """Write the checkpoint in ``folder`` (``config.json``, one ``model.safetensors`` of bf16) to ``target``.
 
-    Without a vocabulary: passes over token ids need none. Raises ``ValueError`` for tensors of another precision.
+    ``kind``: of the matrices, ``BF16`` or ``Q8_0``. ``speaks``: with the folder's tokenizer and chat template; passes
+    over token ids need none. Raises ``ValueError`` for tensors of another precision.
     """
+    matrices = gguf.GGMLQuantizationType[kind]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     unfinished = target.with_name(f"{target.name}.part")
     writer = gguf.GGUFWriter(str(unfinished), "llama")
@@ -40,8 +43,11 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    if speaks:
+        _speak(writer, folder)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, bits in _tensors(folder / "model.safetensors").items():
         ours = _name(name)
@@ -49,7 +55,9 @@ def write_gguf(folder: Path, target: Path) -> None:
         if turned is not None:
             bits = _interleave(bits, turned)
         if bits.ndim == 1:
-            writer.add_tensor(ours, (bits.astype(np.uint32) << 16).view(np.float32))
+            writer.add_tensor(ours, _floats(bits))
+        elif matrices != gguf.GGMLQuantizationType.BF16:
+            writer.add_tensor(ours, quantize(_floats(bits), matrices), raw_dtype=matrices)
         else:
             as_bytes = np.ascontiguousarray(bits).view(np.uint8)
             writer.add_tensor(ours, as_bytes, raw_dtype=gguf.GGMLQuantizationType.BF16)
@@ -58,6 +66,30 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     os.replace(unfinished, target)
+
+
+def _speak(writer: gguf.GGUFWriter, folder: Path) -> None:
+    """Write a byte-level tokenizer. GGUF names ways of cutting text and none is just this one's: ``qwen2`` cuts words
+    alike."""
+    core = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    vocabulary: dict[str, int] = core["model"]["vocab"] | {each["content"]: each["id"] for each in core["added_tokens"]}
+    special = {each["id"] for each in core["added_tokens"] if each["special"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(sorted(vocabulary, key=lambda token: vocabulary[token]))
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_token_types([control if number in special else normal for number in range(len(vocabulary))])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in core["model"]["merges"]])
+    writer.add_bos_token_id(vocabulary[config["bos_token"]])
+    writer.add_eos_token_id(vocabulary[config["eos_token"]])
+    writer.add_add_bos_token(False)  # the chat template writes it
+    writer.add_chat_template(config["chat_template"])
+
+
+def _floats(bits: Any) -> Any:
+    """Return bf16 bits as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _name(name: str) -> str:

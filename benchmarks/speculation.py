@@ -18,12 +18,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 from time import perf_counter
 from typing import Any
 
 import torch
-from checkpoints import random_checkpoint
+from checkpoints import speaking_checkpoint
 from floors import markdown
 from peers import Loaded, Peers
 from report import environment, save, table
@@ -35,7 +34,7 @@ from speculation_texts import CATEGORIES, COPYING, CORPORA, GREEDY, Texts, head
 from stretto import LLM
 from stretto.kernels import native
 from stretto.race.record import Record
-from stretto.weights.resolve import embedded, resolve
+from stretto.weights.resolve import embedded
 
 SECTIONS = ("pairs", "alone", "crowd", "synthetic", "human", "greedy")
 CROWDS = (4, 16, 64)
@@ -133,10 +132,7 @@ class Bench:
 
     def _large(self) -> Path:
         """Return the folder of the random target, with the embedded model's tokenizer in it."""
-        folder = random_checkpoint(self.asked.shape, self.models)
-        for path in resolve("stretto-tiny").glob("tokenizer*"):
-            copyfile(path, folder / path.name)
-        return folder
+        return speaking_checkpoint(self.asked.shape, self.models)
 
     def peer(self) -> Loaded | None:
         """Return llama.cpp with the large target's weights, None where it is not there."""

@@ -94,22 +94,26 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._pieces = pieces
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await listening(receive, self._write(send))
+        try:
+            await listening(receive, self._write(send))
+        except ClientGone:
+            if not self._begun:  # else there is no status left to give
+                raise
 
     async def _write(self, send: Send) -> None:
-        begun = False
         pieces = self._pieces
         try:
             async for piece in pieces:
-                if not begun:
-                    begun = True
+                if not self._begun:
+                    self._begun = True
                     await self._start(send)
                 await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": DONE, "more_body": False})
         except ApiError as error:
-            if not begun:
+            if not self._begun:
                 raise
             told = f"data: {json.dumps(error.body)}\n\n".encode()
             await send({"type": "http.response.body", "body": told, "more_body": False})
