@@ -13,7 +13,7 @@ STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t
 }
 
 // Asks for a group of a panel that is still to come: the processor's own look-ahead ends with each page of memory, and
-// a pass of 4 rows took a fifth longer. Behind the last panel it asks for what nobody needs, which does no harm.
+// products of 4 rows took a fifth longer. Behind the last panel it asks for what nobody needs, which does no harm.
 STRETTO_INLINE void prefetch(const uint8_t* group, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(group + i), _MM_HINT_T0);
 }
@@ -125,7 +125,7 @@ STRETTO_INLINE __m256i pairs_of_weights(const uint8_t* eight_outputs) {
 }
 
 // Each sum is complete before the next begins: left to itself, GCC keeps so many products waiting that sums leave the
-// registers, and a pass of 8 rows takes a fifth longer.
+// registers, and products of 8 rows take a fifth longer.
 template <int parity, int digits>
 STRETTO_INLINE void add_quad(const uint8_t* sixteen_outputs, const DigitsOfGroup (&x)[digits], int quad,
                              I32 (&sum)[digits]) {
