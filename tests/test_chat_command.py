@@ -111,8 +111,10 @@ def test_in_a_terminal_lines_are_edited_answers_stopped_and_ctrl_d_leaves(tmp_pa
     assert user["content"] == "Tell me\na long story" and answer["role"] == "assistant"
 
 
-def prompts(path: Path, count: int) -> list[dict[str, object]]:
+def prompts(path: Path, count: int, last: int = 40) -> list[dict[str, object]]:
+    """Write `count` prompts, one absurd and one for two texts; the last one is answered with `last` tokens."""
     entries: list[dict[str, object]] = [{"prompt": f"Story {n}:", "params": {"seed": n}} for n in range(count)]
+    entries[-1]["params"] = {"seed": count, "max_tokens": last, "ignore_eos": True}
     entries[1] = {"prompt": "x", "params": {"temperature": -1}}
     entries[2] = {"prompt": [1, 5, 9], "params": {"n": 2, "seed": 5}}
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
@@ -121,7 +123,7 @@ def prompts(path: Path, count: int) -> list[dict[str, object]]:
 
 def test_a_file_of_prompts_is_answered_and_resumed(tmp_path: Path):
     """Killed in the middle, with half a line on disk, and begun again: every prompt has its one answer."""
-    entries = prompts(tmp_path / "prompts.jsonl", 30)
+    entries = prompts(tmp_path / "prompts.jsonl", 30, last=1500)
     out = tmp_path / "results.jsonl"
     arguments = ["generate", "--file", str(tmp_path / "prompts.jsonl"), "--out", str(out), "--max-tokens", "40"]
     process = subprocess.Popen([*STRETTO, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -103,7 +103,7 @@ void bench(const Format& format, const std::vector<int64_t>& row_counts, Team& t
     int64_t weights = 0;
     for (const Shape& shape : shapes) weights += shape.outputs * shape.inputs;
     const size_t bytes = size_t(weights * format.bytes);
-    Memory arena(bytes);
+    Pages arena(bytes);
     const int64_t chunk = 1 << 20;
     fill(format, arena.data, chunk, Random{1});
     const size_t pattern = size_t(chunk * format.bytes);
@@ -122,7 +122,7 @@ void bench(const Format& format, const std::vector<int64_t>& row_counts, Team& t
     }
     const int64_t most = *std::max_element(row_counts.begin(), row_counts.end());
     Prepared narrow(most, 2048), wide(most, 8192);
-    Memory out(size_t(most) * 32000 * 4);
+    Pages out(size_t(most) * 32000 * 4);
     Random random{3};
     for (int64_t row = 0; row < most; ++row) {
         std::vector<float> x(8192);
@@ -130,8 +130,8 @@ void bench(const Format& format, const std::vector<int64_t>& row_counts, Team& t
         linear.prepare(format.activations, x.data(), 2048, row, narrow.x);
         linear.prepare(format.activations, x.data(), 8192, row, wide.x);
     }
-    std::vector<std::unique_ptr<Memory>> scratch;
-    for (int i = 0; i < team.size; ++i) scratch.push_back(std::make_unique<Memory>(linear_scratch));
+    std::vector<std::unique_ptr<Pages>> scratch;
+    for (int i = 0; i < team.size; ++i) scratch.push_back(std::make_unique<Pages>(linear_scratch));
 
     std::atomic<float> keep{0};
     const size_t part = size_t(4) << 20, parts = bytes / part / team.size;

@@ -60,7 +60,7 @@ inline bool check(const Format& format, int64_t outputs, int64_t inputs, int sha
     const LinearKernels& linear = kernels().linear;
     Random random{uint64_t(outputs * 7919 + inputs * 31 + shards)};
     constexpr int64_t most = 300;
-    Memory weights(size_t(padded(outputs) * padded(inputs) * format.bytes)), scratch(linear_scratch);
+    Pages weights(size_t(padded(outputs) * padded(inputs) * format.bytes)), scratch(linear_scratch);
     fill(format, weights.data, padded(outputs) * padded(inputs), random);
     Layer layer(format, outputs, inputs, shards, weights.data, random);
     Matrix& matrix = layer.matrix;
@@ -78,9 +78,9 @@ inline bool check(const Format& format, int64_t outputs, int64_t inputs, int sha
         linear.prepare(format.activations, x.data(), inputs, row, prepared.x);
     }
     const int64_t stride = padded(outputs) + 16;
-    Memory before(most * stride * 4), alone(most * stride * 4), together(most * stride * 4);
+    Pages before(most * stride * 4), alone(most * stride * 4), together(most * stride * 4);
     for (int64_t i = 0; i < most * stride; ++i) static_cast<float*>(before.data)[i] = random.unit();
-    const auto run = [&](Memory& out, int64_t first, int64_t rows, int64_t pieces) {
+    const auto run = [&](Pages& out, int64_t first, int64_t rows, int64_t pieces) {
         Rows x = prepared.x;
         const int64_t step = format.activations == Activations::int8x2 ? 2 : 1, groups = matrix.depth / 32;
         x.fp32 += first * x.depth, x.bf16 += first * x.depth;

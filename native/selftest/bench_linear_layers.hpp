@@ -34,16 +34,16 @@ inline const Format formats[] = {
 };
 
 // 64-byte aligned memory, in huge pages where the system has them.
-struct Memory {
-    explicit Memory(size_t bytes) : bytes((bytes + (2 << 20)) >> 21 << 21) {
+struct Pages {
+    explicit Pages(size_t bytes) : bytes((bytes + (2 << 20)) >> 21 << 21) {
         data = std::aligned_alloc(2 << 20, this->bytes);
 #if defined(__linux__)
         madvise(data, this->bytes, MADV_HUGEPAGE);
 #endif
         std::memset(data, 0, this->bytes);
     }
-    ~Memory() { std::free(data); }
-    Memory(const Memory&) = delete;
+    ~Pages() { std::free(data); }
+    Pages(const Pages&) = delete;
     size_t bytes;
     void* data;
 };
