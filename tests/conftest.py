@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,11 @@ from helpers import plain_text
 from stretto.engine.llm import LLM
 from stretto.kernels import native
 from stretto.models.backend import AnyTransformer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers have a core each: threads that wait for each other would wait for the other workers' turns too.
+    os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """Chaos: at every step each request gets a random exact method, a random tree of garbage and true tokens, a random row
 budget, random preemptions, aborts and prefix state. Every text must equal plain decoding.
 
-Pass ``--chaos-seed`` to repeat a run; ``pytest -m long`` runs many more rounds.
+Pass ``--chaos-seed`` to repeat a run; ``pytest -m long -n 0`` runs many more rounds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Token equality: every exact recipe writes plain decoding's text, whatever it is asked for and whoever runs beside it.
 
-The suite runs a pairwise cover of the matrix (``tests/matrix.py``), ``pytest -m long`` all of it.
+The suite runs a pairwise cover of the matrix (``tests/matrix.py``), ``pytest -m long -n 0`` all of it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ import typer
 from stretto.cli.generate import checked
 from stretto.core.params import SamplingParams
 from stretto.engine.llm import LLM
+from stretto.serving import server
 from stretto.serving.logs import write_lines
 from stretto.serving.records import read_record
-from stretto.serving.server import serve
 from stretto.serving.settings import Settings
 
 
@@ -27,7 +26,7 @@ def run(model: str, *, name: str | None, engine: Mapping[str, Any], **options: A
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--host") from None
     write_lines()
-    asyncio.run(serve(settings))
+    server.run(settings)
 
 
 def again(answer: str, folder: Path, *, model: str | None, method: str | None) -> None:

@@ -39,6 +39,13 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
 
 
+def run(settings: Settings) -> None:
+    """Serve in the fastest event loop that is installed. Raises what loading the model raises."""
+    factory = uvicorn.Config("", log_config=None).get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(settings))
+
+
 async def serve(
     settings: Settings,
     *,
