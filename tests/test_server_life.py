@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,28 +167,69 @@ def test_a_full_queue_says_when_to_come_back():
         assert ask.completions.create(**ASKED, max_tokens=4).choices
 
 
+@contextmanager
+def own_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield ``stretto serve`` as it is run, and its address, when it is ready."""
+    code = "from stretto.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:
+        try:
+            yield server, f"http://127.0.0.1:{logged(server, 'listening')['port']}"
+        finally:
+            server.kill()
+
+
+def logged(server: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """Return the next line of the log that tells of ``event``."""
+    assert server.stderr is not None
+    return next(told for told in map(json.loads, server.stderr) if told["event"] == event)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal reaches another process there")
 def test_sigterm_lets_running_requests_end():
-    """In a process of its own, as it is run: the stream goes on to its end, new connections are refused."""
-    code = "from stretto.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", "--cache-tokens", "2048"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:
-        assert server.stderr is not None
-        port, events = 0, []
-        for line in server.stderr:
-            events.append(json.loads(line))
-            port = events[-1].get("port", port)
-            if events[-1]["event"] == "ready":
-                break
-        pieces = iter(client(f"http://127.0.0.1:{port}").completions.create(**ASKED, max_tokens=200, stream=True))
+    """The stream goes on to its end, new connections are refused."""
+    with own_process("--cache-tokens", "2048") as (server, address):
+        logged(server, "ready")
+        pieces = iter(client(address).completions.create(**ASKED, max_tokens=200, stream=True))
         text = next(pieces).choices[0].text
         server.send_signal(signal.SIGTERM)
         rest = list(pieces)
         assert text and rest[-1].choices[0].finish_reason in ("length", "stop")
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{port}/health")
-        assert server.wait(60) == 0
-        assert json.loads(server.stderr.read().splitlines()[-1])["event"] == "stopped"
+            httpx.get(f"{address}/health")
+        assert server.wait(60) == 0 and logged(server, "stopped")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+def test_sighup_replaces_the_engine_under_running_streams():
+    """Answers are streamed until one has gone on in the second engine; each equals that of an engine undisturbed."""
+    asked = {**LONG, "max_tokens": 1500, "n": 4}
+    with own_process("--cache-tokens", "8192", "--weights", "fp32") as (server, address):
+        logged(server, "ready")
+        expected = [choice["text"] for choice in post(address, "/v1/completions", asked).json()["choices"]]
+        pid, told = 0.0, {"resumed": 0}
+        while not told["resumed"]:
+            if (
+                engine := gauge(address, "stretto_engine_pid")
+            ) != pid:  # at first, and when it came between two answers
+                pid = engine
+                server.send_signal(signal.SIGHUP)
+            texts, told = streamed(address, asked)
+            assert texts == expected
+        assert logged(server, "restarted") and gauge(address, "stretto_engine_pid") != pid
+
+
+def streamed(address: str, asked: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the texts of a streamed answer and what it took."""
+    texts, told = [""] * asked["n"], {}
+    with httpx.stream("POST", f"{address}/v1/completions", json={**asked, "stream": True}, timeout=300) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                piece = json.loads(line.removeprefix("data: "))
+                for choice in piece["choices"]:
+                    texts[choice["index"]] += choice["text"]
+                told = piece.get("stretto", told)
+    return texts, told
 
 
 def test_a_model_is_not_called_by_its_path(tmp_path: Path):

@@ -26,7 +26,7 @@ def fuzz(address: str, place: Path, seconds: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.long)])
 def test_no_request_makes_the_server_fail(tmp_path: Path, seconds: int):
     with served(engine=ENGINE) as address:
         fuzz(address, tmp_path, seconds)
