@@ -209,9 +209,7 @@ def test_sighup_replaces_the_engine_under_running_streams():
         expected = [choice["text"] for choice in post(address, "/v1/completions", asked).json()["choices"]]
         pid, told = 0.0, {"resumed": 0}
         while not told["resumed"]:
-            if (
-                engine := gauge(address, "stretto_engine_pid")
-            ) != pid:  # at first, and when it came between two answers
+            if (engine := gauge(address, "stretto_engine_pid")) != pid:  # also when it came between answers
                 pid = engine
                 server.send_signal(signal.SIGHUP)
             texts, told = streamed(address, asked)
