@@ -12,13 +12,6 @@
 #define STRETTO_FUNCTION STRETTO_INLINE  // exp and the like
 #define STRETTO_KERNEL STRETTO_FLATTEN   // a kernel that calls them
 
-// The compiler must hold the register's value here, and may not delay what makes it.
-#if defined(__GNUC__)
-#define STRETTO_COMPLETE(x) asm("" : "+x"(x))
-#else
-#define STRETTO_COMPLETE(x)
-#endif
-
 namespace stretto::avx2 {
 
 struct F32 {
