@@ -74,25 +74,25 @@ class Chats:
         completion = event.get("completion")
         finish = None if completion is None else ended(completion)
         found = speech.push(event)
-        delta: dict[str, Any] = {}
+        delta: dict[str, str] = {}
         if not speech.begun:
             speech.begun = True
-            delta = {"role": "assistant", "content": ""}
+            delta = {"role": '"assistant"', "content": '""'}
         if found.text:
-            delta["content"] = found.text
+            delta["content"] = json.dumps(found.text)
         if found.thinking:
-            delta["reasoning_content"] = found.thinking
+            delta["reasoning_content"] = json.dumps(found.thinking)
         if found.tool_calls:
-            delta["tool_calls"] = [
-                {"index": place, **_call(call)} for place, call in enumerate(found.tool_calls, speech.calls)
-            ]
+            numbered = enumerate(found.tool_calls, speech.calls)
+            delta["tool_calls"] = json.dumps([{"index": place, **_call(call)} for place, call in numbered])
             speech.calls += len(found.tool_calls)
         if finish == "stop" and speech.calls:
             finish = "tool_calls"
         logprobs = "null"
         if self._wanted.alternatives is not None:
             logprobs = json.dumps(self._logprobs(event["token_ids"], event.get("logprobs") or []))
-        return f'"delta": {json.dumps(delta)}, "logprobs": {logprobs}', finish
+        fields = ", ".join(f'"{name}": {told}' for name, told in delta.items())
+        return f'"delta": {{{fields}}}, "logprobs": {logprobs}', finish
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         finish = ended(completion)
