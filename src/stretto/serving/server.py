@@ -18,6 +18,10 @@ from stretto.serving.logs import tell
 from stretto.serving.service import Service
 from stretto.serving.settings import Settings
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle. Common clients keep theirs for 5, 15 or 60: whoever closes first must be the
+client, or a request that is just being sent meets a closed connection."""
+
 
 class Server(uvicorn.Server):
     """uvicorn's, whose signals are ours to handle."""
@@ -70,6 +74,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=settings.drain_seconds,
         )
     )
