@@ -1,7 +1,7 @@
 """Whether lm-evaluation-harness hears from ``stretto serve`` what its own transformers back end says of a checkpoint.
 
     pip install 'stretto[conformance]'
-    python benchmarks/conformance.py [--data DIR] [--documents 48] [--json OUT]
+    python benchmarks/conformance.py [--data DIR] [--documents 40] [--json OUT]
 
 Three tasks of local files, nothing is downloaded: choices and whole texts by their log-likelihood, and greedy writing
 up to a stop. In fp32 log-likelihoods must agree within 1e-3 and texts be equal, document by document, over each way
@@ -177,7 +177,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="corpora; default: what the embedded model writes")
-    parser.add_argument("--documents", type=int, default=48, metavar="N", help="of each task")
+    parser.add_argument("--documents", type=int, default=40, metavar="N", help="of each task")
     parser.add_argument("--json", type=Path, metavar="OUT")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # a model this small has nothing for a second one

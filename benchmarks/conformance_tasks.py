@@ -56,7 +56,7 @@ _REST = {
     WRITING: (
         "generate_until",
         "doc_to_text: context\ndoc_to_target: answer\ntarget_delimiter: ''\nmetric_list: [{metric: exact_match}]\n"
-        'generation_kwargs: {until: ["\\n\\n", "User:", " said", "。"], max_gen_toks: 64, do_sample: false}\n',
+        'generation_kwargs: {until: ["\\n\\n", "User:", " said", "。"], max_gen_toks: 32, do_sample: false}\n',
     ),
 }
 
