@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,12 @@ def write_tasks(folder: Path, found: Sequence[str]) -> None:
 
 
 def _halves(text: str) -> tuple[str, str]:
-    """Return a text cut before a blank behind its middle; the second half begins with it."""
-    place = text.find(" ", len(text) // 2)
-    place = place if place > 0 else text.rindex(" ")
+    """Return a text cut before a single blank near its middle; the second half begins with it.
+
+    No token reaches over such a place, so that prompts sent as text are the token ids that lm-eval counts.
+    """
+    places = [match.start() for match in re.finditer(r"(?<=\S) (?=\S)", text)]
+    place = min(places, key=lambda each: abs(each - len(text) // 2))
     return text[:place], text[place:]
 
 
