@@ -136,7 +136,7 @@ def transformers_says(
 ) -> dict[str, Said]:
     """Return what transformers says; ``softmax``: the precision of that alone, None: of ``dtype``, lm-eval's default.
 
-    In fp32 the softmax errs to one side, by up to 1e-6 a token, which a long text adds up to more than may differ.
+    In fp32 the softmax errs to one side, by about 1e-6 a token, which a long text adds up to more than may differ.
     """
     arguments = {"pretrained": str(place / checkpoint), "dtype": dtype, "softmax_dtype": softmax}
     if checkpoint == BARE:
