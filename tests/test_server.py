@@ -117,6 +117,23 @@ def test_echo_with_log_probabilities_is_what_the_model_thinks_of_the_prompt(ask:
     assert "".join(shown) == choice.text and offsets[-1] == len(choice.text) - len(shown[-1])
 
 
+@pytest.mark.parametrize("bias", [None, {"1": 100}], ids=["any token", "the end"])
+def test_one_token_behind_echoed_prompts_as_lm_eval_counts_them(ask: openai.OpenAI, llm: LLM, bias: Any):
+    """It takes all but the last place for the prompt's, so there must be one behind it, the end of the text as well."""
+    prompts = [llm.tokenizer.encode(text) for text in ("Once upon a time", "A fox 🦊 said", "The")]
+    asked = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0} | ({"logit_bias": bias} if bias else {})
+    found = ask.completions.create(prompt=prompts, **ASKED | asked)
+    for choice, prompt in zip(found.choices, prompts, strict=True):
+        told, logits = choice.logprobs, llm.logits(prompt).log_softmax(-1)
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(prompt) + 1
+        expected = [float(logits[i, token]) for i, token in enumerate(prompt[1:])]
+        assert told.token_logprobs[1:-1] == pytest.approx(expected, abs=1e-4)
+        best = [max(top.values()) for top in told.top_logprobs[1:-1]]
+        greedily = [value == most for value, most in zip(told.token_logprobs[1:-1], best, strict=True)]
+        assert greedily == [token == int(logits[i].argmax()) for i, token in enumerate(prompt[1:])]
+        assert bias is None or told.tokens[-1] == "<|end|>"
+
+
 def test_log_probabilities_of_a_conversation_streamed_or_not(ask: openai.OpenAI, llm: LLM):
     (expected,) = llm.generate([llm.encode_chat(TALK)], ours({"logprobs": 3}))
     whole = ask.chat.completions.create(messages=TALK, logprobs=True, top_logprobs=3, **ASKED)
