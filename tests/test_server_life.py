@@ -182,7 +182,8 @@ def own_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def logged(server: subprocess.Popen[str], event: str) -> dict[str, Any]:
     """Return the next line of the log that tells of ``event``."""
     assert server.stderr is not None
-    return next(told for told in map(json.loads, server.stderr) if told["event"] == event)
+    lines = (json.loads(line) for line in server.stderr if line.startswith("{"))
+    return next(told for told in lines if told["event"] == event)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal reaches another process there")

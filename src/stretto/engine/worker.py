@@ -156,6 +156,7 @@ def main(model: str, options: Message, init: str | None, inbound: Connection, ou
             gc.freeze()  # what was loaded stays: looking through it would hold up a step for tens of milliseconds
 
     work(model, options, init, inbox, emit, pulse)
+    gc.unfreeze()  # or what is still there at the end would be told as leaked
 
 
 def _read(inbound: Connection, inbox: queue.SimpleQueue[Message]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import threading
@@ -47,7 +46,6 @@ def listen(settings: Settings) -> socket.socket:
 def run(settings: Settings) -> None:
     """Serve in the fastest event loop that is installed. Raises what loading the model raises."""
     factory = uvicorn.Config("", log_config=None).get_loop_factory()
-    gc.freeze()  # modules stay: looking through them would hold up all streams for tens of milliseconds
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(settings))
 
