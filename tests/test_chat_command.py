@@ -111,8 +111,8 @@ def test_in_a_terminal_lines_are_edited_answers_stopped_and_ctrl_d_leaves(tmp_pa
     assert user["content"] == "Tell me\na long story" and answer["role"] == "assistant"
 
 
-def prompts(path: Path, count: int, last: int = 40) -> list[dict[str, object]]:
-    """Write `count` prompts, one absurd and one for two texts; the last one is answered with `last` tokens."""
+def prompts(path: Path, count: int, last: int) -> list[dict[str, object]]:
+    """Write so many prompts, one absurd and one for two texts; the last one is answered with ``last`` tokens."""
     entries: list[dict[str, object]] = [{"prompt": f"Story {n}:", "params": {"seed": n}} for n in range(count)]
     entries[-1]["params"] = {"seed": count, "max_tokens": last, "ignore_eos": True}
     entries[1] = {"prompt": "x", "params": {"temperature": -1}}

@@ -169,7 +169,7 @@ def test_a_full_queue_says_when_to_come_back():
 
 @contextmanager
 def own_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield ``stretto serve`` as it is run, and its address, when it is ready."""
+    """Yield ``stretto serve`` as it is run, and its address, once it listens."""
     code = "from stretto.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:

@@ -24,7 +24,8 @@ float read(const void* data, std::size_t bytes) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehl_ps(half, half)));
 }
 
-// sum += x * weights, of pairs of 16 bits: the products of int8 weights. Written out, or the product is computed once.
+// sum += x * weights, of pairs of 16 bits: the products of int8 weights. Written out, or the product is computed
+// once; where it cannot be, a further sum keeps it in the loop, and the peak is told too low.
 STRETTO_INLINE void add_product(__m256i x, __m256i weights, __m256i& sum) {
 #if defined(__GNUC__)
     __m256i product;

@@ -9,7 +9,6 @@ number, and how many milliseconds it should take.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import importlib
 import marshal
 import os
@@ -149,14 +148,7 @@ def main(model: str, options: Message, init: str | None, inbound: Connection, ou
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbound, inbox), name="stretto-inbox", daemon=True).start()
-
-    def emit(kind: str, payload: Any) -> None:
-        outbound.send_bytes(marshal.dumps((kind, payload)))
-        if kind == "ready":
-            gc.freeze()  # what was loaded stays: looking through it would hold up a step for tens of milliseconds
-
-    work(model, options, init, inbox, emit, pulse)
-    gc.unfreeze()  # or what is still there at the end would be told as leaked
+    work(model, options, init, inbox, lambda kind, payload: outbound.send_bytes(marshal.dumps((kind, payload))), pulse)
 
 
 def _read(inbound: Connection, inbox: queue.SimpleQueue[Message]) -> None:

@@ -19,7 +19,7 @@ from stretto.serving.service import Service
 from stretto.serving.settings import Settings
 
 KEEP_ALIVE = 75
-"""Seconds that a connection may be idle. Common clients keep theirs for 5, 15 or 60: whoever closes first must be the
+"""Seconds that a connection may be idle. httpx keeps its own for 5, aiohttp for 15: whoever closes first must be the
 client, or a request that is just being sent meets a closed connection."""
 
 
