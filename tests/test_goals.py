@@ -20,26 +20,34 @@ class Priced(ToyModel):
             return float(rows)
 
 
-def slices(model: ToyModel, goal: float | None) -> list[int]:
-    """Return the rows that a prompt of 200 tokens is read in, beside a request with a goal that is writing."""
-    engine = Engine({"target": model}, [Plain()], cache_tokens=512, max_rows=100)
-    writer = request(engine, [1, 2, 3], max_tokens=60, tpot_ms=goal)
-    reader = request(engine, [4] * 200, max_tokens=2)
-    engine.submit(writer)
-    engine.step()
-    engine.submit(reader)
-    filled = [0]
-    while len(reader.tokens) == 200:
+def slices(model: ToyModel, goal: float | None, writers: int = 1, readers: int = 1) -> list[int]:
+    """Return the rows of prompts in each step, of 200 tokens each, beside requests with a goal that are writing."""
+    engine = Engine({"target": model}, [Plain()], cache_tokens=2048, max_rows=100)
+    for place in range(writers):
+        engine.submit(request(engine, [place, 1, 2], max_tokens=60, tpot_ms=goal))
+    while any(each.pending > 1 for each in engine.requests.values()):
         engine.step()
-        filled.append(reader.filled)
+    prompts = [request(engine, [4 + place] * 200, max_tokens=2) for place in range(readers)]
+    for each in prompts:
+        engine.submit(each)
+    filled = [0]
+    while any(len(each.tokens) == 200 for each in prompts):
+        engine.step()
+        filled.append(sum(min(each.filled, 200) for each in prompts))
     return [b - a for a, b in pairwise(filled)]
 
 
 def test_prompts_are_read_in_slices_that_keep_the_goal_of_those_who_write():
-    assert slices(Priced(), None) == [99, 99, 2], "the control: without a goal, all rows there are"
+    assert slices(Priced(), 1e9) == [99, 99, 2], "the control: with a goal far away, all rows there are"
     assert slices(Priced(), 41.0) == [40] * 5
     assert slices(Priced(), 1.0) == [17] * 11 + [13], "a goal that nothing keeps stops nobody"
     assert slices(ToyModel(), 41.0) == [99, 99, 2], "without a price there is nothing to go by"
+
+
+def test_without_a_goal_each_prompt_may_hold_up_those_who_write_by_most_of_a_pass():
+    one, four = slices(Priced(), None, writers=40), slices(Priced(), None, writers=40, readers=4)
+    assert one[0] == 33, "1.8 passes of 41 rows, of which 40 and the prompt's first are sure"
+    assert four[0] == 60, "all that is left: four prompts may take 4.2 passes"
 
 
 def test_the_text_does_not_depend_on_goals():

@@ -127,6 +127,14 @@ def test_what_does_not_pay_costs_next_to_nothing():
     assert Game(Machine(base=1.0, row=0.5, free=1), {"poor": (0.1, 0.8)}).play(1500) > 0.98
 
 
+def test_looks_in_vain_cost_next_to_nothing_and_what_is_worth_it_is_found_again():
+    game = Game(Machine(base=1.0, row=0.5, free=1), {"cheap": (0.02, 0.1)}, requests=4)
+    assert game.play(1500) > 0.98
+    game.machine.row, game.drafters["cheap"] = 0.01, (0.9, 0.1)
+    game.play(1500)
+    assert game.play(100) > 1.5
+
+
 def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():
     """The control is the same game without the hidden overhead."""
     game, control = (Game(Machine(), {"good": (0.6, 0.1)}, overhead=overhead) for overhead in (40.0, 0.0))

@@ -37,9 +37,13 @@ PRICEY = 0.05
 PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
 FRUITLESS = 8
-"""Steps that sent nothing for a request, in a row, after which it is looked at every other step; twice as many: ..."""
-LONGEST_LOOK_AWAY = 3
+"""Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
+LOOK_SHARE = 0.01
+"""Share of the time that such looks may take, each about twice that of its drafters."""
+LONGEST_LOOK_AWAY = 48
 """Steps that it goes without a look at most: what is to be copied, or forced, is not missed for long."""
+SELDOM = 0.1
+"""Share of looks that send something below which nobody is looked at for a while behind one that sent nothing."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Numbers of drafted rows among which the best is looked for."""
 
@@ -78,6 +82,8 @@ class Paying:
         self._wait: dict[str, int] = {}
         self._token = 0.0
         """What a token is worth, in milliseconds, as of the last step."""
+        self._look, self._sends = Mean(), Mean(1.0, 1.0)
+        """Of late: milliseconds that a look at a request took, share of looks that sent something."""
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -97,7 +103,7 @@ class Paying:
         return min(most, int(2 * own.sent) + 4)
 
     def rests(self) -> bool:
-        """Whether drafting as a whole rests behind a lost trial, and goes on doing so."""
+        """Whether drafting as a whole rests behind a lost trial or a look in vain, and goes on doing so."""
         return self.ledger.resting > 1
 
     def rest(self, requests: Sequence[Request]) -> None:
@@ -140,7 +146,9 @@ class Paying:
             own = self._own(found.request)
             own.sent += 0.2 * (len(each) - own.sent)
             own.fruitless = 0 if each else own.fruitless + 1
-            own.away = min(own.fruitless // FRUITLESS, LONGEST_LOOK_AWAY)
+            self._sends.add(bool(each), 64)
+            alone = own.fruitless >= FRUITLESS and self._sends.value >= SELDOM  # else nobody is looked at
+            own.away = self._look_away(found.request.model) if alone else 0
         return sent
 
     def learn(
@@ -154,16 +162,30 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
+        looked = not self.ledger.resting
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         if booked is not None:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
                 seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
-        if not spent:
-            return
-        self._token = self.ledger.token_ms(price, load)
+        if spent:
+            self._token = self.ledger.token_ms(price, load)
+            self._learn_drafts(_pairs(drafted, observations), spent, price, load)
+            if not rows:
+                self._look.add(sum(spent.values()) / len(drafted), 32)
+        if looked and not rows and self._sends.value < SELDOM:
+            self.ledger.pause(self._look_away(observations[0].request.model))
+
+    def _learn_drafts(
+        self,
+        pairs: Sequence[tuple[Drafted, Observation]],
+        spent: Mapping[str, float],
+        price: PassPrice,
+        load: Load,
+    ) -> None:
+        """Learn what became of drafts, what each drafter adds, and what it takes."""
         asked = dict.fromkeys(spent, 0)
-        for found, seen in _pairs(drafted, observations):
+        for found, seen in pairs:
             own = self._own(found.request)
             self.calibration.learn(own.counts, found.tree, seen.committed.tokens)
             best = 0
@@ -201,6 +223,8 @@ class Paying:
 
     def why(self, request: Request) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
+        if self.ledger.resting and not self.ledger.lost:
+            return "plain: nothing worth drafting was found, looked for again now and then"
         if self.ledger.resting:
             return f"plain: drafting took longer than it saved {self.ledger.lost} times, tried again later"
         own, words = self._own(request), []
@@ -234,6 +258,12 @@ class Paying:
         if own is None:
             own = request.memory["paying"] = Own()
         return own
+
+    def _look_away(self, model: str) -> int:
+        """Return for how many steps a request to which looks bring nothing goes without one."""
+        price, load = self._price(model)
+        share = LOOK_SHARE * self.ledger.plain_ms(price, load)
+        return int(min(LONGEST_LOOK_AWAY, 2 * self._look.value * load.requests / max(share, 1e-6)))
 
     def _worth(self, place: Place, own: Own) -> float:
         """Return the tokens that a drafter adds to a request: its own mean, leaning on that of all."""
