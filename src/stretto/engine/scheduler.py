@@ -19,8 +19,8 @@ DRAFT_SHARE = 4
 """While prompts wait, drafts may take one in this many of the rows that are bid for."""
 SLICE = 16
 """Rows of prompts that no goal for the time of others' tokens denies."""
-HOLD_UP = 0.8
-"""How much longer each waiting prompt may make a pass for those who write and named no goal."""
+HOLD_UP = 0.6
+"""Share of a pass by which a prompt may hold up those who write and named no goal; several by its square each."""
 
 
 class Grant(NamedTuple):
@@ -134,9 +134,7 @@ class Scheduler:
         # There are as many scratch rows as the budget has rows: a draft that takes several of them pays for each.
         prices = {i: self.method(served[i]).facts.scratch for i in drafts}
         for_drafts = min(sum(wants[i] * prices[i] for i in drafts), left)
-        for_prompts = min(sum(wants[i] for i in prompts), left)
-        if for_prompts:
-            for_prompts = min(for_prompts, self._within_goals(served, sum(least), len(prompts)))
+        for_prompts = min(sum(wants[i] for i in prompts), left, self._within_goals(served, sum(least), prompts))
         if for_drafts + for_prompts > left:
             for_drafts = max(left - for_prompts, min(for_drafts, left // DRAFT_SHARE))
             for_prompts = left - for_drafts
@@ -152,20 +150,23 @@ class Scheduler:
             for_drafts -= won * prices[i]
         return rows
 
-    def _within_goals(self, served: list[Request], sure: int, prompts: int) -> int:
+    def _within_goals(self, served: list[Request], sure: int, prompts: list[int]) -> int:
         """Return the rows of prompts beside ``sure`` guaranteed ones with which a pass keeps the goals of who writes.
 
         At least ``SLICE``: a goal that nothing keeps must not hold up the prompts of others for ever.
         """
         price = self.caches[served[0].model].model.price
-        writing = [request.params.tpot_ms for request in served if request.pending == 1]
+        writing = [request.params.tpot_ms for request in served if prompts and request.pending == 1]
         if not writing or price is None:
             return self.max_rows
-        context = sum(request.filled for request in served)
-        unnamed = price.ms(sure, context) * (1 + HOLD_UP * prompts)
+        context, deepest = sum(request.filled for request in served), max(served[i].filled for i in prompts)
+
+        def ms(rows: int) -> float:
+            return price.ms(sure + rows, context, context + rows * deepest)
+
+        unnamed = ms(0) * (1 + HOLD_UP * len(prompts) ** 2)
         goal = min(unnamed if named is None else named for named in writing)
-        rows = bisect_right(range(self.max_rows), goal, key=lambda rows: price.ms(sure + rows, context)) - 1
-        return max(SLICE, rows)
+        return max(SLICE, bisect_right(range(self.max_rows), goal, key=ms) - 1)
 
     def _bid(self, request: Request) -> int:
         """Return the rows its method would draft; one whose bid raises drafts nothing and is ended by the engine.
