@@ -40,7 +40,7 @@ FRUITLESS = 8
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
 LOOK_SHARE = 0.01
 """Share of the time that such looks may take, each about twice that of its drafters."""
-LONGEST_LOOK_AWAY = 48
+LONGEST_LOOK_AWAY = 128
 """Steps that it goes without a look at most: what is to be copied, or forced, is not missed for long."""
 SELDOM = 0.1
 """Share of looks that send something below which nobody is looked at for a while behind one that sent nothing."""
