@@ -13,8 +13,8 @@ STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t
 }
 
 // Asks for weights that are still to come, a line for each line that is read: the processor's own look-ahead ends with
-// each page of memory. Without, one row of int4 took a fifth longer, four of bf16 a third; fp32 gained nothing. Behind the
-// last panel it asks for what nobody needs, which does no harm.
+// each page of memory. Without, one row of int4 took a fifth longer, four of bf16 a third; fp32 gained nothing. Behind
+// the last panel it asks for what nobody needs, which does no harm.
 STRETTO_INLINE void ask_ahead(const uint8_t* weights) {
     _mm_prefetch(reinterpret_cast<const char*>(weights + 2048), _MM_HINT_T0);
 }
