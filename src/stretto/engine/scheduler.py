@@ -20,7 +20,7 @@ DRAFT_SHARE = 4
 SLICE = 16
 """Rows of prompts that no goal for the time of others' tokens denies."""
 HOLD_UP = 0.6
-"""Share of a pass by which a prompt may hold up those who write and named no goal; several by its square each."""
+"""Share of a pass by which a prompt may hold up those who write and named no goal; n prompts by n * n times as much."""
 
 
 class Grant(NamedTuple):

@@ -73,7 +73,7 @@ class Ledger:
         self.won = self.lost = 0
         """Trials."""
         self._trial = 0
-        self._would_take = self._took = self._looked = 0.0
+        self._would_take = self._took = 0.0
         self._wall, self._tokens = Mean(), Mean()
         self._last: tuple[int, float] | None = None
         self._guess = GuessedPrice()
@@ -131,8 +131,6 @@ class Ledger:
                 self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
             self.drafted_overhead.add(min(wall - expected - spent, 2 * expected + 5.0), 64)
             self._try(wall, tokens / max(1, load.requests), self.plain_ms(price, load))
-        else:
-            self._looked += 2 * spent
         if not drafted:  # what kept steps from drafting may have been a hiccup: it is forgotten by and by
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
         self._wall.add(wall, 64)
@@ -183,8 +181,8 @@ class Ledger:
         doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
         if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
-            loss = (self._looked + self._took - self._would_take) / (LOSS_SHARE * max(plain, 1e-6))
+            loss = (self._took - self._would_take) / (LOSS_SHARE * max(plain, 1e-6))
             self.resting = int(min(max(loss, SHORTEST_REST), LONGEST_REST))
-            self._trial, self._took, self._would_take, self._looked = 0, 0.0, 0.0, 0.0
+            self._trial, self._took, self._would_take = 0, 0.0, 0.0
         elif self._trial == TRIAL:
             self.won += 1

@@ -41,7 +41,7 @@ FRUITLESS = 8
 LOOK_SHARE = 0.01
 """Share of the time that such looks may take, each about twice that of its drafters."""
 LONGEST_LOOK_AWAY = 128
-"""Steps that it goes without a look at most: what is to be copied, or forced, is not missed for long."""
+"""Steps that it goes without a look at most, where steps are so short that a look takes many percent of one."""
 SELDOM = 0.1
 """Share of looks that send something below which nobody is looked at for a while behind one that sent nothing."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -162,7 +162,7 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
-        looked = not self.ledger.resting
+        looked = not self.ledger.resting  # the step that ends a rest looked at nobody: another must not follow from it
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         if booked is not None:
             for seen in observations:
@@ -223,10 +223,8 @@ class Paying:
 
     def why(self, request: Request) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
-        if self.ledger.resting and not self.ledger.lost:
-            return "plain: nothing worth drafting was found, looked for again now and then"
         if self.ledger.resting:
-            return f"plain: drafting took longer than it saved {self.ledger.lost} times, tried again later"
+            return f"plain: drafting did not pay of late ({self.ledger.lost} trials lost), tried again later"
         own, words = self._own(request), []
         for name in self.cost:
             worth, cost = self._worth((name, 0), own), self.cost[name].value
