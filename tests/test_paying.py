@@ -59,7 +59,9 @@ class Game:
         )
         self.paying.bind(self.services)
         self.asked = [
-            SimpleNamespace(id=number, model="target", memory={}, stats=SimpleNamespace(decoding_ms=0.0, plain_ms=0.0))
+            SimpleNamespace(
+                id=number, model="target", tokens=(), memory={}, stats=SimpleNamespace(decoding_ms=0.0, plain_ms=0.0)
+            )
             for number in range(self.requests)
         ]
 

@@ -12,9 +12,9 @@ from stretto.core.sampler import SamplerState
 def constrained(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     """Return a copy of `logits` [R, V] with penalties, bias, bans, minimum length and mask applied."""
     scores = logits.clone()
-    for scored, state in zip(scores, states, strict=True):
+    for row, state in enumerate(states):
         if not state.committed.plain:
-            _constrain(scored, state)
+            _constrain(scores[row], state)
     return scores
 
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from stretto.core.batch import PassPrice
     from stretto.decoding.method import Load
 
-FEW_PLAIN = 2
+FEW_PLAIN = 4
 """Plain steps at the start of a life, from which their overhead is learnt."""
+HELD_UP = 1.5
+"""How many times longer than expected a step counts at most: the rest of it something else took."""
 PLAIN_EVERY = 128
 """While drafting, one step in so many is plain, so that what it is compared with stays fresh."""
 TRIAL = 24
@@ -74,7 +76,7 @@ class Ledger:
         """Trials."""
         self._trial = 0
         self._would_take = self._took = 0.0
-        self._wall, self._tokens = Mean(), Mean()
+        self._pace, self._tokens = Mean(), Mean()
         self._last: tuple[int, float] | None = None
         self._guess = GuessedPrice()
 
@@ -94,7 +96,7 @@ class Ledger:
         """Return what a token is worth: the milliseconds one takes at the present pace."""
         if self._tokens.weight < FEW_PLAIN:
             return self.plain_ms(price, load) / max(1, load.requests)
-        return self._wall.value / max(self._tokens.value, 1e-9)
+        return self._pace.value / max(self._tokens.value, 1e-9)
 
     def wants_plain(self) -> bool:
         """Whether the step to come should be a plain one, for comparison or because drafting rests."""
@@ -109,41 +111,39 @@ class Ledger:
         ``spent`` the milliseconds of its drafters. None: steps with prompt slices, and the first behind a pause, tell
         nothing.
         """
-        now = self._clock()
-        last, self._last = self._last, (step, now)
-        self.steps += 1
-        if last is None or last[0] != step - 1 or load.rows > load.requests:
+        wall = self._wall_of(step, load)
+        if wall is None:
             return None
-        wall = (now - last[1]) * 1e3
         if self.resting:
             self.resting -= 1
+            self._keep_pace(self._learn_plain(wall, price, load), load.requests)
             return wall, wall
-        expected = price.ms(load.rows + drafted, load.context)
-        if not drafted and not spent:
-            if price is self._guess:
-                seen = self.plain_overhead.weight
-                self._guess.step += max(0.1, 1.0 / (1.0 + seen)) * (wall - self._guess.step)
-                self.plain_overhead.add(0.0, 64)
-            else:
-                self.plain_overhead.add(min(wall - expected, 2 * expected + 5.0), 64)
-        elif drafted:
+        if drafted:
             if not self.drafted_overhead.weight:
                 self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
-            self.drafted_overhead.add(min(wall - expected - spent, 2 * expected + 5.0), 64)
-            self._try(wall, tokens / max(1, load.requests), self.plain_ms(price, load))
-        if not drafted:  # what kept steps from drafting may have been a hiccup: it is forgotten by and by
+            expected = price.ms(load.rows + drafted, load.context) + spent
+            counts = min(wall, HELD_UP * (expected + self.drafted_overhead.value))
+            self.drafted_overhead.add(counts - expected, 64)
+            self._try(counts, tokens / max(1, load.requests), self.plain_ms(price, load))
+        else:
+            counts = self._learn_plain(wall, price, load) if not spent else wall
+            # What kept steps from drafting may have been a hiccup: it is forgotten by and by.
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
-        self._wall.add(wall, 64)
-        self._tokens.add(tokens, 64)
-        return wall, (price.ms(load.rows, load.context) if drafted else expected) + self.plain_overhead.value
+        self._keep_pace(counts, tokens)
+        return wall, self.plain_ms(price, load)
 
-    def rest(self, step: int) -> float:
-        """Book a step in which drafting rests; return its wall time in milliseconds, 0 for the first behind a pause."""
-        now = self._clock()
-        last, self._last = self._last, (step, now)
-        self.steps += 1
+    def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
+        """Book a step in which drafting rests; return its wall time in milliseconds, 0 for the first behind a pause.
+
+        The pace of plain decoding is learnt from those with a ``price``.
+        """
         self.resting -= 1
-        return (now - last[1]) * 1e3 if last is not None and last[0] == step - 1 else 0.0
+        wall = self._wall_of(step, load)
+        if wall is None:
+            return 0.0
+        if price is not None:
+            self._keep_pace(self._learn_plain(wall, price, load), load.requests)
+        return wall
 
     def pause(self, steps: int) -> None:
         """Let drafting rest for at least so many steps."""
@@ -158,7 +158,7 @@ class Ledger:
         return {
             "steps": self.steps,
             "gain": self.gain(),
-            "wall_ms": self._wall.value,
+            "wall_ms": self._pace.value,
             "tokens": self._tokens.value,
             "plain_overhead_ms": self.plain_overhead.value,
             "drafted_overhead_ms": self.drafted_overhead.value,
@@ -166,6 +166,37 @@ class Ledger:
             "lost": self.lost,
             "resting": self.resting,
         }
+
+    def _wall_of(self, step: int, load: Load) -> float | None:
+        """Return what the step that ends now took in milliseconds; None where that tells nothing of decoding."""
+        now = self._clock()
+        last, self._last = self._last, (step, now)
+        self.steps += 1
+        if last is None or last[0] != step - 1 or load.rows > load.requests:
+            return None
+        return (now - last[1]) * 1e3
+
+    def _learn_plain(self, wall: float, price: PassPrice, load: Load) -> float:
+        """Learn what plain steps take beyond their price; return the milliseconds that this one counts as.
+
+        Of the first ones the fastest counts: a life begins slowly.
+        """
+        expected, overhead = price.ms(load.rows, load.context), self.plain_overhead
+        known = overhead.weight >= FEW_PLAIN
+        counts = min(wall, HELD_UP * (expected + overhead.value)) if known else wall
+        if price is self._guess:
+            self._guess.step += max(0.1, 1.0 / (1.0 + overhead.weight)) * (counts - self._guess.step)
+            overhead.add(0.0, 64)
+        elif known:
+            overhead.add(counts - expected, 64)
+        else:
+            overhead.value = min(counts - expected, overhead.value) if overhead.weight else counts - expected
+            overhead.weight += 1.0
+        return counts
+
+    def _keep_pace(self, ms: float, tokens: int) -> None:
+        self._pace.add(ms, 64)
+        self._tokens.add(tokens, 64)
 
     def _unknown(self) -> float:
         return 2 * max(0.0, self.plain_overhead.value) + UNKNOWN_OVERHEAD

@@ -22,21 +22,23 @@ if TYPE_CHECKING:
     from stretto.decoding.method import Load, Services
     from stretto.decoding.speculative.drafter import Observation
 
-HOPE = 1.0
-"""Tokens that a drafter nobody has tried yet is thought to add."""
+HOPE, HOPE_OF_MODEL = 0.5, 1.5
+"""Tokens that a drafter nobody has tried yet is thought to add, without a model of its own and with one."""
 PATIENT = 16
 """Steps between two trials of a drafter that does not pay, at least."""
 LONGEST_WAIT = 8
 """How many times rarer trials become while they fail."""
 TRIAL_SHARE = 0.005
-"""Share of the time that such trials may take."""
+"""Share of the time that such trials of each drafter may take."""
 ROUND_OVERHEAD = 0.5
 """Milliseconds that a round of a draft model is thought to take beyond its pass before any was seen."""
+FIRST_ROUNDS = 4
+"""Such rounds that a draft is thought to take."""
 PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
-FRUITLESS = 8
+FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
 LOOK_SHARE = 0.01
 """Share of the time that such looks may take, each about twice that of its drafters."""
@@ -44,6 +46,10 @@ LONGEST_LOOK_AWAY = 128
 """Steps that it goes without a look at most, where steps are so short that a look takes many percent of one."""
 SELDOM = 0.1
 """Share of looks that send something below which nobody is looked at for a while behind one that sent nothing."""
+HEED = 8
+"""Of so many steps of rest one tells the pace of plain decoding: asking for its price takes as long as the rest."""
+NEVER = 1 << 62
+"""A step that does not come."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Numbers of drafted rows among which the best is looked for."""
 
@@ -65,7 +71,7 @@ class Own:
     fruitless: int = 0
     """Looks in a row after which nothing was sent."""
     away: int = 0
-    """Steps that it still goes without a look."""
+    """The engine's step up to which it goes without a look."""
 
 
 class Paying:
@@ -82,6 +88,8 @@ class Paying:
         self._wait: dict[str, int] = {}
         self._token = 0.0
         """What a token is worth, in milliseconds, as of the last step."""
+        self._sleep = NEVER
+        """The engine's step up to which nobody who bid in this one has anything to bid for."""
         self._look, self._sends = Mean(), Mean(1.0, 1.0)
         """Of late: milliseconds that a look at a request took, share of looks that sent something."""
         self.services: Services | None = None
@@ -94,13 +102,16 @@ class Paying:
         """Bid for somewhat more rows than were sent of late, or for none."""
         if self.ledger.wants_plain():
             return 0
-        own = self._own(request)
-        if own.away:
-            own.away -= 1
-            return 0
-        if self.cost and not any(self._runs(name, own, (name, 0)) for name in self.cost):
-            return 0
-        return min(most, int(2 * own.sent) + 4)
+        assert self.services is not None
+        own, length = self._own(request), len(request.tokens)
+        if own.away > self.services.steps:
+            until = own.away
+        elif self._due and not any(self._runs(name, own, (name, 0), length) for name in self._due):
+            until = min(self._due.values())
+        else:
+            until = 0
+        self._sleep = min(self._sleep, until)
+        return 0 if until else min(most, int(2 * own.sent) + 4)
 
     def rests(self) -> bool:
         """Whether drafting as a whole rests behind a lost trial or a look in vain, and goes on doing so."""
@@ -109,7 +120,11 @@ class Paying:
     def rest(self, requests: Sequence[Request]) -> None:
         """Book a step of plain decoding."""
         assert self.services is not None
-        wall = self.ledger.rest(self.services.steps)
+        if not requests:
+            return
+        model, ledger = requests[0].model, self.ledger
+        price = None if ledger.resting % HEED else ledger.price(self.services.models[model].price)
+        wall = ledger.rest(self.services.steps, price, self.services.load[model])
         for request in requests:
             request.stats.decoding_ms += wall
             request.stats.plain_ms += wall
@@ -120,11 +135,12 @@ class Paying:
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
             place = own.places[drafter] = self._place(drafter, found, own)
-            rooms.append(room if self._runs(drafter, own, place) else 0)
+            rooms.append(room if self._runs(drafter, own, place, len(found.request.tokens)) else 0)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
         """Return the nodes that give the most tokens per millisecond, all requests together."""
+        assert self.services is not None
         nodes: list[tuple[float, int, int]] = []
         for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
             own = self._own(found.request)
@@ -148,13 +164,14 @@ class Paying:
             own.fruitless = 0 if each else own.fruitless + 1
             self._sends.add(bool(each), 64)
             alone = own.fruitless >= FRUITLESS and self._sends.value >= SELDOM  # else nobody is looked at
-            own.away = self._look_away(found.request.model) if alone else 0
+            own.away = self.services.steps + self._look_away(found.request.model) if alone else 0
         return sent
 
     def learn(
         self, drafted: Sequence[Drafted], observations: Sequence[Observation], spent: Mapping[str, float]
     ) -> None:
         """Book the step; learn how its nodes fared and what each drafter added."""
+        sleep, self._sleep = self._sleep, NEVER
         if not observations:
             return
         assert self.services is not None
@@ -168,13 +185,15 @@ class Paying:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
                 seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+        self._token = self.ledger.token_ms(price, load)
         if spent:
-            self._token = self.ledger.token_ms(price, load)
             self._learn_drafts(_pairs(drafted, observations), spent, price, load)
             if not rows:
                 self._look.add(sum(spent.values()) / len(drafted), 32)
         if looked and not rows and self._sends.value < SELDOM:
             self.ledger.pause(self._look_away(observations[0].request.model))
+        if sleep < NEVER:
+            self.ledger.pause(sleep - self.services.steps)
 
     def _learn_drafts(
         self,
@@ -195,7 +214,7 @@ class Paying:
                     continue
                 added = _owned(seen, name)
                 place = own.places.get(name, (name, 0))
-                self.worth.setdefault(place, Mean(HOPE, 1.0)).add(max(0, added - best), 256)
+                self.worth.setdefault(place, Mean(self._hope(name), 1.0)).add(max(0, added - best), 256)
                 own.worth.setdefault(place, Mean()).add(max(0, added - best), 32)
                 best = max(best, added)
         for name, ms in spent.items():
@@ -211,10 +230,7 @@ class Paying:
 
         Plain data, of all requests together.
         """
-        drafters = {
-            name: {"tokens": self.worth[name, 0].value if (name, 0) in self.worth else HOPE, "ms": cost.value}
-            for name, cost in self.cost.items()
-        }
+        drafters = {name: {"tokens": self._general((name, 0)), "ms": cost.value} for name, cost in self.cost.items()}
         return {**self.ledger.figures(), "token_ms": self._token, "drafters": drafters}
 
     def end(self, request: Request) -> None:
@@ -243,8 +259,7 @@ class Paying:
         if drafter in self.cost:
             round_ms = self.cost[drafter].value / rounds
         else:  # nothing is known yet but what passes of the draft model cost
-            own = self.services.models.get(drafter) if self.services else None
-            round_ms = ROUND_OVERHEAD + (own.price.ms(4) if own is not None and own.price is not None else 0.0)
+            round_ms = max(ROUND_OVERHEAD, self._unseen(drafter) / FIRST_ROUNDS)
         return max(0.01, 0.5 * row / token), round_ms / token
 
     def _price(self, model: str) -> tuple[PassPrice, Load]:
@@ -265,20 +280,43 @@ class Paying:
 
     def _worth(self, place: Place, own: Own) -> float:
         """Return the tokens that a drafter adds to a request: its own mean, leaning on that of all."""
-        general = self.worth.get(place)
-        value = HOPE if general is None else general.value
-        mine = own.worth.get(place)
+        value, mine = self._general(place), own.worth.get(place)
         return value if mine is None else (mine.value * mine.weight + 8.0 * value) / (mine.weight + 8.0)
+
+    def _general(self, place: Place) -> float:
+        """Return the tokens that a drafter adds on average, what is hoped of one that nobody has tried."""
+        known = self.worth.get(place)
+        return self._hope(place[0]) if known is None else known.value
+
+    def _hope(self, name: str) -> float:
+        assert self.services is not None
+        return HOPE_OF_MODEL if name in self.services.models else HOPE
 
     def _pays(self, name: str, own: Own, place: Place) -> bool:
         """Whether what a drafter adds is worth more than its time."""
         cost = self.cost.get(name)
-        return cost is None or self._worth(place, own) * self._token > cost.value
+        ms = self._unseen(name) if cost is None else cost.value
+        return self._worth(place, own) * self._token > ms
 
-    def _runs(self, name: str, own: Own, place: Place) -> bool:
-        """Whether a drafter runs in this step: it pays, or is due for a trial."""
+    def _runs(self, name: str, own: Own, place: Place, length: int) -> bool:
+        """Whether a drafter runs in this step for a text of ``length``: it pays, or is due for a trial."""
         assert self.services is not None
-        return self._due.get(name, 0) <= self.services.steps or self._pays(name, own, place)
+        pays = self._pays(name, own, place)
+        due = self._due.get(name)
+        if due is None:  # a model far too dear for this target waits for its first trial as if it had failed one
+            wait = 0.0 if pays else self._unseen(name, length) / (TRIAL_SHARE * max(self._token, 1e-3))
+            due = self._due[name] = self.services.steps + int(wait)
+        return pays or due <= self.services.steps
+
+    def _unseen(self, name: str, length: int = 0) -> float:
+        """Return the milliseconds expected of a drafter that never ran: a few rounds, if it runs a model.
+
+        Before them the model reads a text of ``length``.
+        """
+        model = self.services.models.get(name) if self.services else None
+        if model is None or model.price is None:
+            return 0.0
+        return FIRST_ROUNDS * (ROUND_OVERHEAD + model.price.ms(4)) + (model.price.ms(length) if length else 0.0)
 
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
@@ -293,8 +331,7 @@ class Paying:
         """Set the next trial of a drafter that was asked, later each time while it does not pay."""
         assert self.services is not None
         step, share = self.ledger.plain_ms(price, load), self.cost[name].value * calls
-        worth = self.worth.get((name, 0))
-        pays = (HOPE if worth is None else worth.value) * self._token > self.cost[name].value
+        pays = self._general((name, 0)) * self._token > self.cost[name].value
         self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
         wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name]
         self._due[name] = self.services.steps + int(wait)
