@@ -105,14 +105,14 @@ def test_control_an_allocator_that_does_not_look_sends_worse(control: Allocator)
 
 def goodput(lengths, acceptance, load, price, draft) -> float:
     tokens = sum(a**depth for a, length in zip(acceptance, lengths, strict=True) for depth in range(1, length + 1))
-    time = price.ms(load.rows + sum(lengths), load.context) + draft * max(lengths)
+    time = load.ms(price, sum(lengths)) + draft * max(lengths)
     return (max(load.requests, len(lengths)) + tokens) / time
 
 
 class Tiles:
     """A price with steps, as kernels have: eight rows cost what one does."""
 
-    def ms(self, rows: int, context: int = 0) -> float:
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
         return 10.0 + 4.0 * math.ceil(rows / 8) + 0.001 * context
 
 

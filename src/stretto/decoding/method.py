@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from stretto.core.batch import Model
+    from stretto.core.batch import Model, PassPrice
     from stretto.core.chunk import Chunk, Output
     from stretto.core.request import Committed, Request
 
@@ -60,6 +60,14 @@ class Load:
             load.rows += min(rows, request.pending)
             load.context += request.filled
         return found
+
+    def ms(self, price: PassPrice, drafted: int = 0) -> float:
+        """Return what this pass should take in milliseconds, with so many drafted rows beside what is certain.
+
+        Each row sees the context of its own request: the average one's.
+        """
+        rows = self.rows + drafted
+        return price.ms(rows, self.context, rows * self.context // max(1, self.requests))
 
 
 class Services(Protocol):

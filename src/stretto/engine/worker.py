@@ -101,7 +101,7 @@ class Worker(Host):
         engine = self.llm.engine
         drafted = sum(grant.rows for grant in grants) - sum(load.rows for load in engine.load.values())
         prices = ((engine.models[name].price, load) for name, load in engine.load.items())
-        expected = sum(price.ms(load.rows + drafted, load.context) for price, load in prices if price is not None)
+        expected = sum(load.ms(price, drafted) for price, load in prices if price is not None)
         self.pulse[2] = max(expected, self._mean)
 
     def _until_stats(self) -> float | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from stretto.decoding.method import Load
 from stretto.decoding.speculative.allocator import Drafted, Everything
 from stretto.decoding.speculative.trees import depths
 
 if TYPE_CHECKING:
+    from stretto.core.batch import PassPrice
     from stretto.core.request import Request
     from stretto.core.tree import DraftTree
     from stretto.decoding.method import Services
@@ -53,21 +54,13 @@ def _reached(tree: DraftTree) -> Iterator[tuple[int, float]]:
         yield node, chances[node]
 
 
-class PassPrice(Protocol):
-    """What a pass costs."""
-
-    def ms(self, rows: int, context: int = 0) -> float:
-        """Return the milliseconds of a pass of that many rows behind that many cached positions."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Guess:
     """Stands in for the price of a backend that measures none, in passes: 32 rows double what one row costs."""
 
     per_row: float = 1 / 32
 
-    def ms(self, rows: int, context: int = 0) -> float:
+    def ms(self, rows: int, context: int = 0, pairs: int | None = None) -> float:
         """Return the cost of a pass."""
         return 1.0 + self.per_row * rows
 
@@ -106,10 +99,10 @@ class SmartSpec(Everything):
         """Bid for the length that would pay if all drafted as this request does, by the load of the step before."""
         price, load, draft = self._step(request.model)
         count, chance, tokens = max(1, load.requests), self._of(request), 1.0
-        best, goodput = 0, 1.0 / price.ms(load.rows, load.context)
+        best, goodput = 0, 1.0 / load.ms(price)
         for length in range(1, min(self.longest, most) + 1):
             tokens += chance**length
-            found = tokens / (price.ms(load.rows + count * length, load.context) + length * draft)
+            found = tokens / (load.ms(price, count * length) + length * draft)
             if found > goodput:
                 best, goodput = length, found
         return best
@@ -170,7 +163,7 @@ def best_lengths(
     gains = sorted(
         (-(chance**depth), depth, place) for place, (chance, limit) in places for depth in range(1, limit + 1)
     )
-    costs = [price.ms(load.rows + count, load.context) for count in range(len(gains) + 1)]
+    costs = [load.ms(price, count) for count in range(len(gains) + 1)]
     best, goodput = (0, 0), anyway / costs[0]
     # For any longest draft and any number of tokens, those most likely to be accepted are the best to take.
     for longest in range(1, max(limits, default=0) + 1):

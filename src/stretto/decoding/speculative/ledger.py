@@ -25,6 +25,8 @@ TRIAL = 24
 """Drafted steps after which they are judged against plain ones to the last percent."""
 DOUBT = 0.6
 """Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
+LEAST_SHARE = 0.25
+"""Share of its price that a step takes at least, whatever prices that were too high have taught."""
 UNKNOWN_OVERHEAD = 0.3
 """Milliseconds that a drafted step is thought to take beyond twice a plain one's overhead before any was seen."""
 LOSS_SHARE = 0.01
@@ -86,7 +88,8 @@ class Ledger:
 
     def plain_ms(self, price: PassPrice, load: Load) -> float:
         """Return what a step takes in which nobody drafts."""
-        return price.ms(load.rows, load.context) + self.plain_overhead.value
+        expected = load.ms(price)
+        return max(expected + self.plain_overhead.value, LEAST_SHARE * expected)
 
     def drafted_extra(self) -> float:
         """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
@@ -121,8 +124,8 @@ class Ledger:
         if drafted:
             if not self.drafted_overhead.weight:
                 self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
-            expected = price.ms(load.rows + drafted, load.context) + spent
-            counts = min(wall, HELD_UP * (expected + self.drafted_overhead.value))
+            expected = load.ms(price, drafted) + spent
+            counts = min(wall, HELD_UP * (expected + max(0.0, self.drafted_overhead.value)))
             self.drafted_overhead.add(counts - expected, 64)
             self._try(counts, tokens / max(1, load.requests), self.plain_ms(price, load))
         else:
@@ -181,9 +184,9 @@ class Ledger:
 
         Of the first ones the fastest counts: a life begins slowly.
         """
-        expected, overhead = price.ms(load.rows, load.context), self.plain_overhead
+        expected, overhead = load.ms(price), self.plain_overhead
         known = overhead.weight >= FEW_PLAIN
-        counts = min(wall, HELD_UP * (expected + overhead.value)) if known else wall
+        counts = min(wall, HELD_UP * (expected + max(0.0, overhead.value))) if known else wall
         if price is self._guess:
             self._guess.step += max(0.1, 1.0 / (1.0 + overhead.weight)) * (counts - self._guess.step)
             overhead.add(0.0, 64)

@@ -22,6 +22,9 @@ log = logging.getLogger("stretto")
 PATIENCE = 2.0
 """Seconds that a drafter may take for one step's drafts, unless the method says otherwise."""
 
+PLAINLY = ("",)
+"""Who drafted the one token of a step without drafts: nobody."""
+
 
 class Late(Exception):
     """A drafter took longer than its budget."""
@@ -79,13 +82,15 @@ class Speculative:
 
     def extra(self, request: Request) -> int:
         """Bid for the rows of a whole tree, no deeper than the text may still grow."""
-        most = max(0, min(self.rows, request.state.left - 1)) if self.drafters else 0
+        if not self.drafters or self.allocator.rests():
+            return 0
+        most = max(0, min(self.rows, request.state.left - 1))
         return self.allocator.bid(request, most) if most else 0
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
         if self.allocator.rests():
-            return [self._features(known_chunk(request, count)) for request, count in zip(requests, rows, strict=True)]
+            return self._features([known_chunk(*each) for each in zip(requests, rows, strict=True)])
         drafting = [i for i, request in enumerate(requests) if request.pending == 1 and rows[i] > 1]
         drafts = self._drafts([requests[i] for i in drafting], [rows[i] - 1 for i in drafting])
         chunks: list[Chunk] = []
@@ -95,14 +100,15 @@ class Speculative:
             request.memory[self._tree] = draft.tree if draft else EMPTY
             if i not in by_request:
                 request.memory.pop(self._drafted, None)
-            chunk = known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft)
-            chunks.append(self._features(chunk))
-        return chunks
+            chunks.append(known_chunk(request, rows[i]) if draft is None else draft_chunk(request, draft))
+        return self._features(chunks)
 
-    def _features(self, chunk: Chunk) -> Chunk:
+    def _features(self, chunks: list[Chunk]) -> list[Chunk]:
         """Ask for what the drafters read of every row."""
-        chunk.hidden, chunk.feature = self.hidden, self.feature
-        return chunk
+        if self.hidden or self.feature is not None:
+            for chunk in chunks:
+                chunk.hidden, chunk.feature = self.hidden, self.feature
+        return chunks
 
     def commit(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
@@ -110,9 +116,10 @@ class Speculative:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
         if self.allocator.rests():
             done = commit_known(requests, chunks, outputs)
-            for each in done:
-                each.origins = ("",) * len(each.tokens)
-            self.allocator.rest([each.request for each in done if each.tokens])
+            wrote = [each for each in done if each.tokens]
+            for each in wrote:
+                each.origins = PLAINLY
+            self.allocator.rest([each.request for each in wrote])
             return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)

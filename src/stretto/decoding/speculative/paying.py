@@ -255,7 +255,7 @@ class Paying:
         """
         price, load = self._price(model)
         token = self.ledger.token_ms(price, load)
-        row = (price.ms(load.rows + 8, load.context) - price.ms(load.rows, load.context)) / 8
+        row = (load.ms(price, 8) - load.ms(price)) / 8
         if drafter in self.cost:
             round_ms = self.cost[drafter].value / rounds
         else:  # nothing is known yet but what passes of the draft model cost
@@ -345,7 +345,7 @@ class Paying:
             rows = min(rows, len(chances))
             tokens += sum(chances[taken:rows])
             taken = rows
-            rate = tokens / (price.ms(load.rows + rows, load.context) + extra)
+            rate = tokens / (load.ms(price, rows) + extra)
             if rate > best:
                 best, count = rate, rows
             if rows == len(chances):
@@ -365,7 +365,7 @@ class Paying:
             for chance, number, _ in nodes[:count]:
                 tokens[number] -= chance
             slowest = 1.0 if drafting < load.requests else min(tokens)
-            if price.ms(load.rows + count, load.context) + extra <= PACE_BOUND * slowest * plain:
+            if load.ms(price, count) + extra <= PACE_BOUND * slowest * plain:
                 break
             count = count * 3 // 4
         return count
