@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stretto.core.constraints import constrained
-from stretto.core.filters import filtered
+from stretto.core.filters import filtered, shaped_scores
 from stretto.core.noise import NoiseKey, Stream, gumbel
 from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick, ranking
 from stretto.core.sampler import SamplerState
@@ -45,25 +45,12 @@ def choose(
     # A row whose logits are bad stays bad, whatever the filters would make of them.
     shaped = [i for i, state in enumerate(states) if state.shaped and chosen[i] >= 0]
     if shaped:
-        scores = _shaped(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
+        scores = shaped_scores(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
         heat = [1.0 if states[i].params.temperature else 0.0 for i in shaped]  # filtered scores are divided already
         bits = [_bits(i, states, keys) if heat[place] else 0 for place, i in enumerate(shaped)]
         for i, token in zip(shaped, pick(scores, range(len(shaped)), heat, bits), strict=True):
             chosen[i] = token
     return chosen
-
-
-def _shaped(logits: Tensor, states: Sequence[SamplerState], rows: Sequence[int]) -> Tensor:
-    """Return a row of scores for each state: constrained, and where it draws at random filtered."""
-    # A slice where one will do: indexing by a list takes longer than all that is done to a row.
-    one = len(rows) == 1
-    scores = constrained(logits[rows[0] : rows[0] + 1] if one else logits[list(rows)], states)
-    random = [place for place, state in enumerate(states) if state.params.temperature]
-    if len(random) == len(states):
-        return filtered(scores, [state.params for state in states])
-    if random:
-        scores[random] = filtered(scores[random], [states[place].params for place in random])
-    return scores
 
 
 def _bits(row: int, states: Sequence[SamplerState], keys: Sequence[NoiseKey] | None) -> int:
@@ -133,7 +120,7 @@ def contenders(
     scores = {i: logits[rows[i]] for i, state in enumerate(states) if not state.shaped}
     shaped = [i for i, state in enumerate(states) if state.shaped]
     if shaped:
-        ready = _shaped(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
+        ready = shaped_scores(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
         # Filtered scores are divided already.
         heat = [heat[i] if i in scores else float(heat[i] > 0.0) for i in range(len(states))]
         scores.update(zip(shaped, ready, strict=True))

@@ -11,8 +11,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stretto.core.constraints import constrained
 from stretto.core.params import SamplingParams
 from stretto.core.picking import library_for, ranked, scaled
+from stretto.core.sampler import SamplerState
+
+
+def shaped_scores(logits: Tensor, states: Sequence[SamplerState], rows: Sequence[int]) -> Tensor:
+    """Return for each state the scores of its row, a copy: constrained, and filtered where it draws at random."""
+    # A slice where one will do: indexing by a list takes longer than all that is done to a row.
+    one = len(rows) == 1
+    scores = constrained(logits[rows[0] : rows[0] + 1] if one else logits[list(rows)], states)
+    random = [place for place, state in enumerate(states) if state.params.temperature]
+    if len(random) == len(states):
+        return filtered(scores, [state.params for state in states])
+    if random:
+        scores[random] = filtered(scores[random], [states[place].params for place in random])
+    return scores
 
 
 def filtered(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
