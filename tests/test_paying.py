@@ -144,6 +144,24 @@ def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():
     assert control.play(2000) > 1.7 and control.plain < 100
 
 
+def test_a_slow_start_makes_no_slow_drafting_look_good():
+    """The first steps of a life take twice their price; drafting loses, which must be seen by the pace of later ones."""
+    game = Game(Machine(base=1.0, row=0.25, free=1), {"fair": (0.5, 0.2)}, overhead=0.2)
+    for late in (1.5, 1.0, 0.8, 0.0):
+        game.step()
+        game.machine.now += late
+    assert game.play(600) > 0.97
+
+
+def test_where_nobody_has_anything_to_bid_for_drafting_rests():
+    """In steps of rest nobody is asked at all; the control, a drafter that pays, is asked in nearly all."""
+    game, control = (Game(Machine(), {"only": (skill, 1.0)}) for skill in (0.0, 0.8))
+    for each in game, control:
+        each.play(1000)
+    assert sum(game.calls.values()) < 50 < 900 < sum(control.calls.values())
+    assert game.paying.ledger.resting and not control.paying.ledger.resting
+
+
 def test_a_drafter_that_becomes_good_is_found_out():
     game = Game(Machine(), {"late": (0.0, 2.0)})
     game.play(300)

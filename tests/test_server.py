@@ -14,6 +14,9 @@ from server import ENGINE, client, post, served
 from stretto import LLM, SamplingParams
 from stretto.serving.answers import ended
 from stretto.serving.errors import ApiError
+from stretto.serving.fields import CompletionBody
+from stretto.serving.settings import Limits
+from stretto.serving.wanted import Model, completion_wanted
 
 MODEL = "stretto-tiny"
 TALK: list[Any] = [{"role": "user", "content": "Tell me of a fox."}]
@@ -84,6 +87,17 @@ def test_a_conversation_streamed_or_not(ask: openai.OpenAI, llm: LLM):
     assert ask.chat.completions.create(messages=parts, **ASKED).choices[0].message.content == expected.text
 
 
+def test_text_begins_as_its_tokenizer_begins_it_unless_told_otherwise():
+    class Begins:
+        encode = staticmethod(lambda text: [1, 2, 3])
+        encode_plain = staticmethod(lambda text: [2, 3])
+
+    model = Model(MODEL, Begins(), "plain", Limits())  # type: ignore[arg-type]  # what is asked of a tokenizer here
+    for given, ids in (({}, [1, 2, 3]), ({"add_special_tokens": False}, [2, 3])):
+        body = CompletionBody(model=MODEL, prompt=["Once", "Twice"], **given)
+        assert completion_wanted(body, model).prompts == [ids, ids]
+
+
 def test_several_prompts_of_text_or_token_ids(ask: openai.OpenAI, llm: LLM):
     texts = ["Once upon", "The fox", "A wood"]
     ids = [llm.tokenizer.encode(text) for text in texts]
@@ -115,6 +129,23 @@ def test_echo_with_log_probabilities_is_what_the_model_thinks_of_the_prompt(ask:
     offsets = choice.logprobs.text_offset
     shown = [token for token in choice.logprobs.tokens if not token.startswith("<|")]
     assert "".join(shown) == choice.text and offsets[-1] == len(choice.text) - len(shown[-1])
+
+
+@pytest.mark.parametrize("most", [0, 5])
+def test_echo_with_log_probabilities_streams_what_it_tells_whole(ask: openai.OpenAI, llm: LLM, most: int):
+    prompts = [llm.tokenizer.encode(text) for text in ("Once upon a time", "A fox 🦊 said")]
+    asked = ASKED | {"prompt": prompts, "n": 2, "echo": True, "logprobs": 2, "max_tokens": most}
+    whole = ask.completions.create(**asked).choices
+    pieces: list[list[Any]] = [[] for _ in whole]
+    for piece in ask.completions.create(stream=True, **asked):
+        for choice in piece.choices:
+            pieces[choice.index].append(choice)
+    for expected, found in zip(whole, pieces, strict=True):
+        assert "".join(piece.text for piece in found) == expected.text
+        assert len(expected.logprobs.tokens) == len(prompts[expected.index // 2]) + most
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            told = [each for piece in found for each in getattr(piece.logprobs, name)]
+            assert told == getattr(expected.logprobs, name)
 
 
 @pytest.mark.parametrize("bias", [None, {"1": 100}], ids=["any token", "the end"])
@@ -199,6 +230,18 @@ def test_a_deadline_leaves_what_was_written_and_is_an_error_before_that():
     with pytest.raises(ApiError) as raised:
         ended({"finish_reason": "timeout", "token_ids": []})
     assert raised.value.status == 429 and raised.value.code == "deadline"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_before_the_first_token_is_a_429_that_is_not_tried_again(address: str, llm: LLM, stream: bool):
+    """A prompt that takes some hundred milliseconds to read has one; the server goes on."""
+    prompt = [10 + (7 * place + stream) % 3000 for place in range(1200)]
+    asked = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "stream": stream}
+    late = post(address, "/v1/completions", asked | {"deadline_ms": 1})
+    assert late.status_code == 429 and late.headers["x-should-retry"] == "false"
+    assert late.json()["error"]["code"] == "deadline"
+    in_time = post(address, "/v1/completions", asked | {"prompt": "Once", "deadline_ms": 600_000})
+    assert in_time.status_code == 200
 
 
 @pytest.mark.parametrize("name", ERRORS)

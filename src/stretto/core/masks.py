@@ -92,6 +92,7 @@ MaskFactory = Callable[..., TokenMask]
 class _Entry(NamedTuple):
     factory: MaskFactory
     reads: bool
+    lasting: bool
 
 
 _factories: dict[str, _Entry] = {}
@@ -99,12 +100,18 @@ _brief = Repr()
 _brief.maxstring = _brief.maxother = 120
 
 
-def register_mask(name: str, factory: MaskFactory, *, reads: bool = False) -> None:
+def register_mask(name: str, factory: MaskFactory, *, reads: bool = False, lasting: bool = False) -> None:
     """Make `SamplingParams(mask=(name, arguments))` call `factory(vocab_size, eos_ids, **arguments)`.
 
-    One that `reads` text is called as `factory(words, **arguments)`.
+    One that `reads` text is called as `factory(words, **arguments)`. `lasting`: what it returns changes no more and may
+    serve any number of texts at once; it may be called in any thread, and what it returns is kept.
     """
-    _factories[name] = _Entry(factory, reads)
+    _factories[name] = _Entry(factory, reads, lasting)
+
+
+def lasting(name: str) -> bool:
+    """Return whether masks of this name may serve several texts."""
+    return name in _factories and _factories[name].lasting
 
 
 def build_mask(

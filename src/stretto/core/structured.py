@@ -111,4 +111,4 @@ def _refuse(name: str, value: object, expected: str, remedy: str) -> NoReturn:
 
 
 for _make in (json_schema, json_object, regex, grammar):
-    register_mask(_make.__name__, _make, reads=True)
+    register_mask(_make.__name__, _make, reads=True, lasting=True)

@@ -59,8 +59,6 @@ class Piece:
 
 def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: int = 0) -> Completion:
     """Return the finished request as its caller sees it."""
-    asked = request.params.prompt_logprobs is not None
-    found = {**(request.leader.prompt_logprobs if request.leader else {}), **request.prompt_logprobs}
     return Completion(
         prompt_index=prompt_index,
         index=request.sample,
@@ -72,10 +70,16 @@ def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: in
         method=request.method,
         fidelity=fidelity,
         logprobs=request.logprobs if request.params.logprobs is not None else None,
-        prompt_logprobs=[found.get(i) for i in range(len(request.prompt))] if asked else None,
+        prompt_logprobs=None if request.params.prompt_logprobs is None else places_of_prompt(request),
         stats=request.stats.to_dict(),
         error=request.error,
     )
+
+
+def places_of_prompt(request: Request) -> list[dict[int, float] | None]:
+    """Return the log-probabilities at each place of the prompt; None for the first and for what was not computed."""
+    found = {**(request.leader.prompt_logprobs if request.leader else {}), **request.prompt_logprobs}
+    return [found.get(place) for place in range(len(request.prompt))]
 
 
 def reply_of(request: Request, tokenizer: Tokenizer | None, tools: bool) -> Reply | None:

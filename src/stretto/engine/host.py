@@ -2,8 +2,8 @@
 
 In: ``{"op": "submit", "id", "prompt" | "messages", "tools", "reply", "params": {...}, "method", "resume"}``,
 ``{"op": "abort", "id", "reason"}``, ``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and
-sample, with ``"logprobs"`` of each token where they were asked for, the last one of a sample with ``"completion"``;
-``{"id", "error"}`` for a request that was refused.
+sample, with ``"logprobs"`` of each token where they were asked for and ``"prompt_logprobs"`` with the first token, the
+last one of a sample with ``"completion"``; ``{"id", "error"}`` for a request that was refused.
 
 ``resume`` lists ``[index, token_ids, logprobs]`` of the samples that go on where another engine was lost: what they had
 written is not told again. ``reply`` asks for the completion's ``reply`` where the prompt is a rendered conversation;
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from stretto.core.params import SamplingParams
 from stretto.core.request import Delta, Request
-from stretto.engine.completion import complete, reply_of
+from stretto.engine.completion import complete, places_of_prompt, reply_of
 from stretto.engine.intake import Written
 from stretto.engine.llm import LLM
 
@@ -26,10 +26,14 @@ Message = dict[str, Any]
 
 
 class Inbox(Protocol):
-    """What ``queue.Queue`` and ``multiprocessing.Queue`` share."""
+    """What ``queue.Queue`` and ``queue.SimpleQueue`` share."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Message:
         """Return the next message; raise ``queue.Empty`` when there is none."""
+        ...
+
+    def put(self, item: Message) -> None:
+        """Add a message behind the others."""
         ...
 
 
@@ -40,6 +44,8 @@ class Host:
         self.llm, self.send = llm, send
         self._origin: dict[int, tuple[Message, Request]] = {}
         self._numbers: dict[Any, list[int]] = {}
+        self._untold: set[int] = set()
+        """The requests whose prompt's log-probabilities go out with their first token."""
 
     def serve(self, inbox: Inbox) -> None:
         """Handle messages and step until told to stop."""
@@ -87,6 +93,8 @@ class Host:
         requests = self.llm.submit(prompt, params, message.get("method"), written)
         self._numbers[name] = [request.id for request in requests]
         self._origin.update({request.id: (message, request) for request in requests})
+        if params.prompt_logprobs is not None:
+            self._untold.update(self._numbers[name])
 
     def _tell(self, delta: Delta) -> None:
         message, request = self._origin[delta.request]
@@ -94,7 +102,11 @@ class Host:
         event: Message = {"id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)}
         if request.params.logprobs is not None:
             event["logprobs"] = request.logprobs[len(request.logprobs) - len(delta.tokens) :]
+        if delta.tokens and delta.request in self._untold:
+            self._untold.remove(delta.request)
+            event["prompt_logprobs"] = places_of_prompt(request)
         if delta.finish is not None:
+            self._untold.discard(delta.request)
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
             done = complete(request, self.llm.fingerprint, fidelity)
             if "messages" in message or message.get("reply"):

@@ -10,11 +10,11 @@ from typing import Any
 
 import stretto.core.structured  # noqa: F401  # registers the masks of structured output
 from stretto.core.batch import Model
-from stretto.core.masks import build_mask
 from stretto.core.params import SamplingParams
 from stretto.core.request import Request
 from stretto.core.sampler import SamplerState
 from stretto.decoding.method import DecodingMethod
+from stretto.engine.mask_store import MaskStore
 from stretto.tokens.detokenize import TextStream
 from stretto.tokens.tokenizer import Tokenizer
 from stretto.tokens.words import Words
@@ -43,9 +43,11 @@ class Intake:
     numbers: count[int]
     words: Words | None = field(init=False)
     """What the model's tokens spell, for masks that read text."""
+    masks: MaskStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.words = None if self.tokenizer is None else Words(self.tokenizer, self.model.vocab_size, self.eos_ids)
+        self.masks = MaskStore(self.model.vocab_size, self.eos_ids, self.words)
 
     def requests(
         self,
@@ -83,8 +85,7 @@ class Intake:
         if resume is not None and params.seed is None:
             raise ValueError("seed=None: what is resumed needs the seed it began with; give that seed")
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        size, eos_ids = self.model.vocab_size, self.eos_ids
-        mask = None if params.mask is None else build_mask(*params.mask, size, eos_ids, self.words)
+        mask = self.masks.of(params)
         requests: list[Request] = []
         for sample in range(params.n) if resume is None else sorted(resume):
             state = SamplerState.begin(
@@ -92,8 +93,8 @@ class Intake:
                 ids,
                 sample=sample,
                 seed=seed,
-                vocab_size=size,
-                eos_ids=eos_ids,
+                vocab_size=self.model.vocab_size,
+                eos_ids=self.eos_ids,
                 limit=limit,
                 mask=mask,
             )

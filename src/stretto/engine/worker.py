@@ -1,9 +1,9 @@
 """The engine at work for ``AsyncEngine``, in a thread or in a process of its own: one message a step goes out.
 
 What goes out is ``(kind, payload)``: ``ready`` with ``info`` or ``failed`` with the name and text of an error, then
-``events`` (a list, see ``engine.host``), ``batch`` (the ids that hold places in the cache, when they change, before the
-step that runs them) and ``stats``. Beside it the pulse, three numbers of shared memory: what is being done, of what
-number, and how many milliseconds it should take.
+``events`` (a list, see ``engine.host``), ``batch`` (whose doing the next death may be, when that changes: the ids that
+hold places in the cache, and those whose masks are being built) and ``stats``. Beside it the pulse, three numbers of
+shared memory: what is being done, of what number, and how many milliseconds it should take.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from stretto.engine.builder import Builder
 from stretto.engine.host import Host, Inbox, Message
 from stretto.engine.llm import LLM
 from stretto.engine.scheduler import Grant
@@ -43,7 +44,8 @@ class Worker(Host):
         self.events: list[Message] = []
         super().__init__(llm, self.events.append)
         self.emit, self.pulse = emit, pulse
-        self._batch: list[int] = []
+        self._batch: tuple[list[int], list[Any]] = [], []
+        self._builder = Builder(llm.intake.masks)
         self._mean = UNPRICED if llm.model.price is None else 0.0
         self._told = self._changed = 0.0
         llm.engine.watch = self._watch
@@ -61,7 +63,11 @@ class Worker(Host):
                 continue
             if message.get("op") == "stop":
                 return
-            self.handle(message)
+            passed = self._builder.pass_on(message, inbox)
+            for each in passed:
+                self.handle(each)
+            if not passed:
+                self._tell_batch()
 
     def handle(self, message: Message) -> None:
         """Take one message, and send what is to be said at once."""
@@ -93,16 +99,21 @@ class Worker(Host):
 
     def _watch(self, grants: Sequence[Grant]) -> None:
         """Say who is in the batch and what the step should take: its rows and their context by the models' prices."""
-        running = [request.id for request in self.llm.engine.scheduler.running]
-        if running != self._batch:
-            self._batch = running
-            names = (self._origin[number][0]["id"] for number in running if number in self._origin)
-            self.emit("batch", list(dict.fromkeys(names)))
+        self._tell_batch()
         engine = self.llm.engine
         drafted = sum(grant.rows for grant in grants) - sum(load.rows for load in engine.load.values())
         prices = ((engine.models[name].price, load) for name, load in engine.load.items())
         expected = sum(load.ms(price, drafted) for price, load in prices if price is not None)
         self.pulse[2] = max(expected, self._mean)
+
+    def _tell_batch(self) -> None:
+        """Say whose doing it may be if this process dies now: those in the batch, and those whose masks are built."""
+        running = [request.id for request in self.llm.engine.scheduler.running]
+        batch = running, list(self._builder.kept)
+        if batch != self._batch:
+            self._batch = batch
+            names = [self._origin[number][0]["id"] for number in running if number in self._origin]
+            self.emit("batch", list(dict.fromkeys(names + batch[1])))
 
     def _until_stats(self) -> float | None:
         """Return the seconds after which an idle engine has something new to tell; None: nothing."""

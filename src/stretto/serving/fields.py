@@ -103,6 +103,7 @@ class CompletionBody(Sampling):
     """``POST /v1/completions``."""
 
     prompt: Text | list[Text] | list[Int] | list[list[Int]]
+    add_special_tokens: Annotated[Flag, Field(description="Text begins as the tokenizer begins it.")] = True
     echo: Flag | None = None
     logprobs: Int | None = None
     best_of: Annotated[Int | None, Field(description="Refused, unless it is what n is.")] = None

@@ -33,13 +33,16 @@ class Texts:
         wanted = self._wanted
         completion = event.get("completion")
         finish = None if completion is None else "length" if wanted.silent else ended(completion)
-        text = "" if wanted.silent else event["text"]
+        text, tokens, places = event["text"], event["token_ids"], event.get("logprobs") or []
+        if wanted.silent:
+            text, tokens, places = "", [], []
         if wanted.echo and index not in self._begun:
             self._begun.add(index)
-            text = wanted.texts[index // self._samples] + text
-        logprobs = "null"
-        if wanted.alternatives is not None:
-            logprobs = json.dumps(self._logprobs(event["token_ids"], event.get("logprobs") or [], index))
+            prompt = index // self._samples
+            text = wanted.texts[prompt] + text
+            tokens = [*wanted.prompts[prompt], *tokens]
+            places = [*(event.get("prompt_logprobs") or []), *places]
+        logprobs = "null" if wanted.alternatives is None else json.dumps(self._logprobs(tokens, places, index))
         return f'"text": {json.dumps(text)}, "logprobs": {logprobs}', finish
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:

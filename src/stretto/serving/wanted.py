@@ -76,12 +76,11 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
         raise wrong("best_of: samples are not ranked here; ask for n of them and choose", "best_of")
     if body.suffix:
         raise wrong("suffix: text is not filled in before an end here; leave it out", "suffix")
-    if body.echo and body.stream and body.logprobs is not None:
-        raise wrong("echo with logprobs does not stream: leave out stream, or one of the two", "echo")
     tokenizer = model.tokenizer
     prompts = _prompts(body.prompt)
     check_count("prompt", len(prompts), model.limits.prompts, "prompts")
-    ids = [_encoded(prompt, tokenizer) if isinstance(prompt, str) else prompt for prompt in prompts]
+    special = body.add_special_tokens
+    ids = [_encoded(prompt, tokenizer, special) if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = (
         [
             prompt if isinstance(prompt, str) else tokenizer.decode(prompt) if tokenizer is not None else ""
@@ -235,11 +234,11 @@ def _prompts(prompt: str | Sequence[Any]) -> list[str | list[int]]:
     return [several] if isinstance(prompt[0], int) else several
 
 
-def _encoded(text: str, tokenizer: Tokenizer | None) -> list[int]:
+def _encoded(text: str, tokenizer: Tokenizer | None, special: bool) -> list[int]:
     if tokenizer is None:
         raise wrong("prompt is text and this model has no tokenizer: give a list of token ids", "prompt")
     try:
-        return tokenizer.encode(text)
+        return tokenizer.encode(text) if special else tokenizer.encode_plain(text)
     except ValueError as error:
         raise wrong(str(error), "prompt") from None
 
