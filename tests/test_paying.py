@@ -58,16 +58,21 @@ class Game:
             steps=0,
         )
         self.paying.bind(self.services)
-        self.asked = [
-            SimpleNamespace(
-                id=number, model="target", tokens=(), memory={}, stats=SimpleNamespace(decoding_ms=0.0, plain_ms=0.0)
-            )
-            for number in range(self.requests)
-        ]
+        self.asked = [self.request(number) for number in range(self.requests)]
+
+    def request(self, number: int, mask: object = None) -> SimpleNamespace:
+        stats = SimpleNamespace(decoding_ms=0.0, plain_ms=0.0)
+        params = SimpleNamespace(mask=mask)
+        return SimpleNamespace(id=number, model="target", tokens=(), params=params, memory={}, stats=stats)
 
     def step(self) -> None:
         """Draft, send, keep what is right, and let the clock run."""
         self.services.steps += 1
+        if self.paying.rests():
+            self.plain, self.tokens = self.plain + 1, self.tokens + self.requests
+            self.machine.now += self.machine.ms(self.requests)
+            self.paying.rest(self.asked)
+            return
         rows = [self.paying.bid(request, 16) for request in self.asked]
         drafted = [Drafted(request) for request, room in zip(self.asked, rows, strict=True) if room]
         rooms = [room for room in rows if room]
@@ -145,7 +150,7 @@ def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():
 
 
 def test_a_slow_start_makes_no_slow_drafting_look_good():
-    """The first steps of a life take twice their price; drafting loses, which must be seen by the pace of later ones."""
+    """The first steps of a life take twice their price; drafting loses, as must be seen by the pace of later ones."""
     game = Game(Machine(base=1.0, row=0.25, free=1), {"fair": (0.5, 0.2)}, overhead=0.2)
     for late in (1.5, 1.0, 0.8, 0.0):
         game.step()
@@ -160,6 +165,15 @@ def test_where_nobody_has_anything_to_bid_for_drafting_rests():
         each.play(1000)
     assert sum(game.calls.values()) < 50 < 900 < sum(control.calls.values())
     assert game.paying.ledger.resting and not control.paying.ledger.resting
+
+
+@pytest.mark.parametrize("mask", [("json_schema", {}), None])
+def test_what_texts_of_a_form_gain_is_not_judged_by_free_ones(mask: object):
+    """A drafter that is of no use for free text is tried at once where a form comes. Control: further free text."""
+    game = Game(Machine(), {"forced": (0.0, 3.0)})
+    assert game.play(600) > 0.97 and game.paying.rests()
+    game.drafters["forced"], game.asked = (1.0, 3.0), [game.request(1, mask)]
+    assert (game.play(40) > 2.0) == (mask is not None)
 
 
 def test_a_drafter_that_becomes_good_is_found_out():

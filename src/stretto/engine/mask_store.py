@@ -21,7 +21,7 @@ class MaskStore:
     """
 
     def __init__(self, vocab_size: int, eos_ids: Iterable[int], words: Words | None) -> None:
-        self._of_model = vocab_size, frozenset(eos_ids), words
+        self._vocab_size, self._eos_ids, self._words = vocab_size, frozenset(eos_ids), words
         self._kept: OrderedDict[tuple[str, str, str], TokenMask | ValueError] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,14 +34,14 @@ class MaskStore:
             return None
         key = self._key(params)
         if key is None:
-            return build_mask(*params.mask, *self._of_model)
+            return self._built(params)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
         if found is None:
             try:
-                found = build_mask(*params.mask, *self._of_model)
+                found = self._built(params)
             except ValueError as error:
                 found = error
             with self._lock:
@@ -58,6 +58,11 @@ class MaskStore:
             return True
         key = self._key(params)
         return key is None or key in self._kept
+
+    def _built(self, params: SamplingParams) -> TokenMask:
+        assert params.mask is not None
+        name, arguments = params.mask
+        return build_mask(name, arguments, self._vocab_size, self._eos_ids, self._words)
 
     def _key(self, params: SamplingParams) -> tuple[str, str, str] | None:
         """Return under what the mask is kept, None where it is not. A schema's order of keys is its text's."""

@@ -5,7 +5,7 @@ row with the context that it sees:
 
     ms = by_rows(rows) + by_context * (cached positions read) + by_pair * (rows x positions that they see)
 
-``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from eight passes at load and
+``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from ten passes at load and
 refined by every pass that runs.
 """
 
@@ -14,8 +14,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-KNOTS = (1, 4, 8, 16, 32, 128)
-"""Numbers of rows at which a pass is timed; behind the last the price goes on in proportion to the rows."""
+KNOTS = (1, 4, 6, 8, 12, 16, 32, 128)
+"""Numbers of rows at which a pass is timed, such among them as fill kernels' tiles.
+
+Behind the last the price goes on in proportion to the rows.
+"""
 
 CONTEXT = 512
 """Positions behind which one row and eight rows are timed."""
@@ -31,7 +34,7 @@ class Price:
     """What passes of one model cost on this machine. Decides how much to draft, never what is chosen."""
 
     def __init__(self, timer: Timer) -> None:
-        """Fit from eight passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
+        """Fit from ten passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
         self._seen = 0
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
         for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper

@@ -74,6 +74,8 @@ class Ledger:
         self.steps = 0
         self.resting = 0
         """Steps that drafting still rests."""
+        self.asleep = False
+        """Whether it does for want of something to draft, not for a loss."""
         self.won = self.lost = 0
         """Trials."""
         self._trial = 0
@@ -149,8 +151,14 @@ class Ledger:
         return wall
 
     def pause(self, steps: int) -> None:
-        """Let drafting rest for at least so many steps."""
-        self.resting = max(self.resting, steps)
+        """Let drafting rest for at least so many steps, as there is nothing to draft."""
+        if steps > self.resting:
+            self.resting, self.asleep = steps, True
+
+    def wake(self) -> None:
+        """End such a rest with the step to come."""
+        if self.asleep:
+            self.resting = min(self.resting, 1)
 
     def gain(self) -> float:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""
@@ -216,7 +224,7 @@ class Ledger:
         if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
             loss = (self._took - self._would_take) / (LOSS_SHARE * max(plain, 1e-6))
-            self.resting = int(min(max(loss, SHORTEST_REST), LONGEST_REST))
+            self.resting, self.asleep = int(min(max(loss, SHORTEST_REST), LONGEST_REST)), False
             self._trial, self._took, self._would_take = 0, 0.0, 0.0
         elif self._trial == TRIAL:
             self.won += 1

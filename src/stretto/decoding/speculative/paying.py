@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
 from stretto.decoding.speculative.ledger import Ledger, Mean
+from stretto.decoding.speculative.worth import FORMED, FREE, Gains, Place, Worth
 
 if TYPE_CHECKING:
     from stretto.core.batch import PassPrice
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
     from stretto.decoding.method import Load, Services
     from stretto.decoding.speculative.drafter import Observation
 
-HOPE, HOPE_OF_MODEL = 0.5, 1.5
-"""Tokens that a drafter nobody has tried yet is thought to add, without a model of its own and with one."""
-PATIENT = 16
-"""Steps between two trials of a drafter that does not pay, at least."""
-LONGEST_WAIT = 8
-"""How many times rarer trials become while they fail."""
-TRIAL_SHARE = 0.005
-"""Share of the time that such trials of each drafter may take."""
-ROUND_OVERHEAD = 0.5
-"""Milliseconds that a round of a draft model is thought to take beyond its pass before any was seen."""
-FIRST_ROUNDS = 4
-"""Such rounds that a draft is thought to take."""
 PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
@@ -53,16 +42,15 @@ NEVER = 1 << 62
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Numbers of drafted rows among which the best is looked for."""
 
-Place = tuple[str, int]
-"""A drafter, and how much the drafters before it had found: 0 (next to nothing) to 2 (much)."""
-
 
 @dataclass(slots=True)
 class Own:
     """What is remembered of one request."""
 
+    like: int
+    """``FREE`` or ``FORMED``."""
     counts: Counts = field(default_factory=dict)
-    worth: dict[Place, Mean] = field(default_factory=dict)
+    gains: Gains = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     """Of this step, by drafter."""
     paths: list[float] = field(default_factory=list)
@@ -79,15 +67,7 @@ class Paying:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         self.calibration, self.ledger = Calibration(), ledger or Ledger()
-        self.worth: dict[Place, Mean] = {}
-        """Tokens that each drafter adds to those before it, per request and call."""
-        self.cost: dict[str, Mean] = {}
-        """Milliseconds of each drafter, per request and call."""
-        self._due: dict[str, int] = {}
-        """Step of each drafter's next trial."""
-        self._wait: dict[str, int] = {}
-        self._token = 0.0
-        """What a token is worth, in milliseconds, as of the last step."""
+        self.worth = Worth()
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
         self._look, self._sends = Mean(), Mean(1.0, 1.0)
@@ -97,17 +77,18 @@ class Paying:
     def bind(self, services: Services) -> None:
         """Take the engine's services."""
         self.services = services
+        self.worth.bind(services)
 
     def bid(self, request: Request, most: int) -> int:
         """Bid for somewhat more rows than were sent of late, or for none."""
         if self.ledger.wants_plain():
             return 0
         assert self.services is not None
-        own, length = self._own(request), len(request.tokens)
+        own, length, worth = self._own(request), len(request.tokens), self.worth
         if own.away > self.services.steps:
             until = own.away
-        elif self._due and not any(self._runs(name, own, (name, 0), length) for name in self._due):
-            until = min(self._due.values())
+        elif worth.known and not any(worth.runs((name, own.like), own.gains, length) for name in worth.known):
+            until = worth.next_trial()
         else:
             until = 0
         self._sleep = min(self._sleep, until)
@@ -128,6 +109,9 @@ class Paying:
         for request in requests:
             request.stats.decoding_ms += wall
             request.stats.plain_ms += wall
+            if "paying" not in request.memory:  # it may be one for which drafters pay
+                self._own(request)
+                ledger.wake()
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
@@ -135,7 +119,7 @@ class Paying:
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
             place = own.places[drafter] = self._place(drafter, found, own)
-            rooms.append(room if self._runs(drafter, own, place, len(found.request.tokens)) else 0)
+            rooms.append(room if self.worth.runs(place, own.gains, len(found.request.tokens)) else 0)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
@@ -185,7 +169,7 @@ class Paying:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
                 seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
-        self._token = self.ledger.token_ms(price, load)
+        self.worth.token_ms = self.ledger.token_ms(price, load)
         if spent:
             self._learn_drafts(_pairs(drafted, observations), spent, price, load)
             if not rows:
@@ -213,25 +197,26 @@ class Paying:
                 if name in found.later:
                     continue
                 added = _owned(seen, name)
-                place = own.places.get(name, (name, 0))
-                self.worth.setdefault(place, Mean(self._hope(name), 1.0)).add(max(0, added - best), 256)
-                own.worth.setdefault(place, Mean()).add(max(0, added - best), 32)
+                place = own.places.get(name, (name, own.like))
+                self.worth.learn(place, own.gains, max(0, added - best))
                 best = max(best, added)
         for name, ms in spent.items():
-            self.cost.setdefault(name, Mean()).add(ms / max(1, asked[name]), 32)
-            self._schedule(name, asked[name], price, load)
+            self.worth.spend(name, ms, asked[name], self.ledger.plain_ms(price, load))
 
     def hears(self, drafter: str) -> bool:
         """Whether it runs for anybody, or costs next to nothing."""
-        return not self.ledger.resting and self._wait.get(drafter, 1) == 1
+        return not self.ledger.resting and self.worth.quick(drafter)
 
     def figures(self) -> dict[str, Any]:
         """Return the ledger's books, and by drafter the tokens that it adds in a call and its milliseconds.
 
         Plain data, of all requests together.
         """
-        drafters = {name: {"tokens": self._general((name, 0)), "ms": cost.value} for name, cost in self.cost.items()}
-        return {**self.ledger.figures(), "token_ms": self._token, "drafters": drafters}
+        worth = self.worth
+        drafters = {
+            name: {"tokens": worth.general((name, FREE)), "ms": cost.value} for name, cost in worth.cost.items()
+        }
+        return {**self.ledger.figures(), "token_ms": worth.token_ms, "drafters": drafters}
 
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""
@@ -239,13 +224,13 @@ class Paying:
 
     def why(self, request: Request) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
-        if self.ledger.resting:
+        if self.ledger.resting and not self.ledger.asleep:
             return f"plain: drafting did not pay of late ({self.ledger.lost} trials lost), tried again later"
         own, words = self._own(request), []
-        for name in self.cost:
-            worth, cost = self._worth((name, 0), own), self.cost[name].value
-            runs = self._pays(name, own, (name, 0))
-            words.append(f"{name} {'on' if runs else 'off'} ({worth:.2f} tokens for {cost:.2f} ms)")
+        for name, cost in self.worth.cost.items():
+            place = name, own.like
+            state = "on" if self.worth.pays(place, own.gains) else "off"
+            words.append(f"{name} {state} ({self.worth.tokens(place, own.gains):.2f} tokens for {cost.value:.2f} ms)")
         return ", ".join(words) or "nothing drafted yet"
 
     def thresholds(self, drafter: str, rounds: float, model: str = "target") -> tuple[float, float]:
@@ -256,11 +241,7 @@ class Paying:
         price, load = self._price(model)
         token = self.ledger.token_ms(price, load)
         row = (load.ms(price, 8) - load.ms(price)) / 8
-        if drafter in self.cost:
-            round_ms = self.cost[drafter].value / rounds
-        else:  # nothing is known yet but what passes of the draft model cost
-            round_ms = max(ROUND_OVERHEAD, self._unseen(drafter) / FIRST_ROUNDS)
-        return max(0.01, 0.5 * row / token), round_ms / token
+        return max(0.01, 0.5 * row / token), self.worth.round_ms(drafter, rounds) / token
 
     def _price(self, model: str) -> tuple[PassPrice, Load]:
         assert self.services is not None
@@ -269,7 +250,8 @@ class Paying:
     def _own(self, request: Request) -> Own:
         own = request.memory.get("paying")
         if own is None:
-            own = request.memory["paying"] = Own()
+            like = FREE if request.params.mask is None else FORMED
+            own = request.memory["paying"] = Own(like)
         return own
 
     def _look_away(self, model: str) -> int:
@@ -278,63 +260,14 @@ class Paying:
         share = LOOK_SHARE * self.ledger.plain_ms(price, load)
         return int(min(LONGEST_LOOK_AWAY, 2 * self._look.value * load.requests / max(share, 1e-6)))
 
-    def _worth(self, place: Place, own: Own) -> float:
-        """Return the tokens that a drafter adds to a request: its own mean, leaning on that of all."""
-        value, mine = self._general(place), own.worth.get(place)
-        return value if mine is None else (mine.value * mine.weight + 8.0 * value) / (mine.weight + 8.0)
-
-    def _general(self, place: Place) -> float:
-        """Return the tokens that a drafter adds on average, what is hoped of one that nobody has tried."""
-        known = self.worth.get(place)
-        return self._hope(place[0]) if known is None else known.value
-
-    def _hope(self, name: str) -> float:
-        assert self.services is not None
-        return HOPE_OF_MODEL if name in self.services.models else HOPE
-
-    def _pays(self, name: str, own: Own, place: Place) -> bool:
-        """Whether what a drafter adds is worth more than its time."""
-        cost = self.cost.get(name)
-        ms = self._unseen(name) if cost is None else cost.value
-        return self._worth(place, own) * self._token > ms
-
-    def _runs(self, name: str, own: Own, place: Place, length: int) -> bool:
-        """Whether a drafter runs in this step for a text of ``length``: it pays, or is due for a trial."""
-        assert self.services is not None
-        pays = self._pays(name, own, place)
-        due = self._due.get(name)
-        if due is None:  # a model far too dear for this target waits for its first trial as if it had failed one
-            wait = 0.0 if pays else self._unseen(name, length) / (TRIAL_SHARE * max(self._token, 1e-3))
-            due = self._due[name] = self.services.steps + int(wait)
-        return pays or due <= self.services.steps
-
-    def _unseen(self, name: str, length: int = 0) -> float:
-        """Return the milliseconds expected of a drafter that never ran: a few rounds, if it runs a model.
-
-        Before them the model reads a text of ``length``.
-        """
-        model = self.services.models.get(name) if self.services else None
-        if model is None or model.price is None:
-            return 0.0
-        return FIRST_ROUNDS * (ROUND_OVERHEAD + model.price.ms(4)) + (model.price.ms(length) if length else 0.0)
-
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
-        cost = self.cost.get(name)
+        cost = self.worth.cost.get(name)
         price, load = self._price(found.request.model)
         if cost is None or not found.by_drafter or cost.value < PRICEY * self.ledger.plain_ms(price, load):
-            return name, 0
+            return name, own.like
         expected = max(sum(self.calibration.paths(own.counts, d.tree)) for d in found.by_drafter.values())
-        return name, 0 if expected < 0.75 else 1 if expected < 2.5 else 2
-
-    def _schedule(self, name: str, calls: int, price: PassPrice, load: Load) -> None:
-        """Set the next trial of a drafter that was asked, later each time while it does not pay."""
-        assert self.services is not None
-        step, share = self.ledger.plain_ms(price, load), self.cost[name].value * calls
-        pays = self._general((name, 0)) * self._token > self.cost[name].value
-        self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
-        wait = max(PATIENT, share / (TRIAL_SHARE * step)) * self._wait[name]
-        self._due[name] = self.services.steps + int(wait)
+        return name, own.like + (0 if expected < 0.75 else 1 if expected < 2.5 else 2)
 
     def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
         """Return how many of the nodes, best first, give the most tokens per millisecond."""
