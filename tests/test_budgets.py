@@ -105,7 +105,7 @@ def test_control_an_allocator_that_does_not_look_sends_worse(control: Allocator)
 
 def goodput(lengths, acceptance, load, price, draft) -> float:
     tokens = sum(a**depth for a, length in zip(acceptance, lengths, strict=True) for depth in range(1, length + 1))
-    time = load.ms(price, sum(lengths)) + draft * max(lengths)
+    time = price.ms(load.rows + sum(lengths), load.context) + draft * max(lengths)
     return (max(load.requests, len(lengths)) + tokens) / time
 
 

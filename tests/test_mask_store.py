@@ -36,7 +36,7 @@ def test_equal_grammars_of_one_tenant_are_built_once(tiny: LLM):
     assert not store.ready(asked())
 
 
-def test_masks_that_may_change_are_built_for_each_request(tiny: LLM):
+def test_masks_that_may_change_are_built_for_each_request():
     class Fresh:
         """Allows all; not told to be lasting."""
 
@@ -46,7 +46,7 @@ def test_masks_that_may_change_are_built_for_each_request(tiny: LLM):
 
 
 def test_others_pass_while_a_grammar_is_built_and_what_follows_a_request_stays_behind_it():
-    """The control would be a builder that passes all on: then nothing waits."""
+    """An abort must not overtake its request, nor a grammar hold up anybody else."""
     going = threading.Event()
 
     class Slow(MaskStore):

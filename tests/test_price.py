@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stretto.decoding.method import Load
 from stretto.engine.llm import LLM
 from stretto.kernels import native
 from stretto.models.price import Price
@@ -45,6 +46,13 @@ def test_more_rows_never_cost_less_whatever_the_clock_says():
     price = Price(lambda rows, context: next(noisy))
     costs = [price.ms(rows) for rows in (1, 4, 6, 8, 12, 16, 32, 128, 300)]
     assert costs == sorted(costs)
+
+
+def test_rows_of_a_crowd_see_their_own_contexts():
+    """Ten texts behind 300 positions each: ten rows see 3,000 positions together, twenty see 6,000, not 60,000."""
+    price, load = Price(true_cost), Load(requests=10, rows=10, context=3000)
+    assert load.ms(price) == pytest.approx(5 + 0.25 * 10 + 0.004 * 3000 + 0.001 * 3000)
+    assert load.ms(price, drafted=10) == pytest.approx(5 + 0.25 * 20 + 0.004 * 3000 + 0.001 * 6000)
 
 
 @pytest.mark.skipif(native.load() is None, reason="the native library is not built")

@@ -233,7 +233,7 @@ def test_a_deadline_leaves_what_was_written_and_is_an_error_before_that():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_deadline_before_the_first_token_is_a_429_that_is_not_tried_again(address: str, llm: LLM, stream: bool):
+def test_a_deadline_before_the_first_token_is_a_429_that_is_not_tried_again(address: str, stream: bool):
     """A prompt that takes some hundred milliseconds to read has one; the server goes on."""
     prompt = [10 + (7 * place + stream) % 3000 for place in range(1200)]
     asked = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "stream": stream}
