@@ -57,7 +57,7 @@ class Conversation:
             self.messages.pop()
             raise
         assert self.llm.tokenizer is not None
-        params, said = SamplingParams.from_dict(self.params), ""
+        params, said, self.last = SamplingParams.from_dict(self.params), "", None
         reply = ReplyStream(self.llm.tokenizer, prompt, stop=params.stop, min_tokens=params.min_tokens)
         try:
             for piece in self.llm.stream(prompt, params, method=self.method):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stretto.core.masks import allowed
 from stretto.core.sampler import SamplerState
 
 
@@ -38,4 +39,4 @@ def _constrain(scores: Tensor, state: SamplerState) -> None:
     if forbidden := state.forbidden():
         scores[list(forbidden)] = -math.inf
     if state.committed.mask is not None:
-        scores.masked_fill_(~state.committed.mask.allowed(state.mask_state).to(device), -math.inf)
+        scores.masked_fill_(~allowed(state.committed.mask, state.mask_state).to(device), -math.inf)

@@ -32,11 +32,37 @@ class ForcingMask(TokenMask, Protocol):
         """Return the only token that may come next, None where several or none may, or only the mask could tell."""
 
 
+class MaskError(RuntimeError):
+    """A mask raised: its request cannot go on, and nobody else is to blame."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"the request's mask raised {type(error).__name__}: {error}")
+
+
+def advance(mask: TokenMask, state: Any, token: int) -> Any:
+    """Return the state behind `token`. Raises MaskError, as all functions here that ask a mask do."""
+    try:
+        return mask.advance(state, token)
+    except Exception as error:  # a registered mask is anybody's code
+        raise MaskError(error) from error
+
+
+def allowed(mask: TokenMask, state: Any) -> Tensor:
+    """Return bool [V]: the tokens that may come next."""
+    try:
+        return mask.allowed(state)
+    except Exception as error:
+        raise MaskError(error) from error
+
+
 def only_allowed(mask: TokenMask, state: Any) -> int | None:
     """Return the only token that `mask` allows in `state`, None where it allows several or none."""
     if hasattr(mask, "forced"):
-        return cast(ForcingMask, mask).forced(state)
-    tokens = mask.allowed(state).nonzero()
+        try:
+            return cast(ForcingMask, mask).forced(state)
+        except Exception as error:
+            raise MaskError(error) from error
+    tokens = allowed(mask, state).nonzero()
     return int(tokens) if len(tokens) == 1 else None
 
 
@@ -50,9 +76,12 @@ class CheckingMask(TokenMask, Protocol):
 def lawful(mask: TokenMask, state: Any, token: int) -> Any | None:
     """Return the state behind `token`, None where `mask` does not allow it in `state`."""
     if hasattr(mask, "lawful"):
-        after = mask.advance(state, token)
-        return after if cast(CheckingMask, mask).lawful(after) else None
-    return mask.advance(state, token) if mask.allowed(state)[token] else None
+        after = advance(mask, state, token)
+        try:
+            return after if cast(CheckingMask, mask).lawful(after) else None
+        except Exception as error:
+            raise MaskError(error) from error
+    return advance(mask, state, token) if allowed(mask, state)[token] else None
 
 
 class TroubledMask(TokenMask, Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from stretto.core.masks import TokenMask, build_mask
+from stretto.core.masks import TokenMask, advance, build_mask
 from stretto.core.noise import NoiseKey, prompt_hash
 from stretto.core.params import SamplingParams
 
@@ -90,7 +90,7 @@ class SamplerState:
 
     def _mask_after(self, token: int) -> Any:
         mask = self.committed.mask
-        return None if mask is None else mask.advance(self.mask_state, token)
+        return None if mask is None else advance(mask, self.mask_state, token)
 
     def advance(self, token: int) -> "SamplerState":
         """Return the state after `token`; this state stays as it is."""

@@ -5,6 +5,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+_KINDS: dict[str, frozenset[type]] = {
+    "tokens": frozenset({int}),
+    "parents": frozenset({int}),
+    "survival": frozenset({float, int}),
+    "owners": frozenset({frozenset}),
+}
+
 
 @dataclass(slots=True)
 class DraftTree:
@@ -62,10 +69,20 @@ class DraftTree:
     def validate(self, vocab: int) -> None:
         """Raise ValueError that names what is wrong with the tree for a vocabulary of `vocab` tokens."""
         count = len(self.tokens)
-        for name in ("parents", "survival", "owners"):
-            if len(getattr(self, name)) != count:
-                found = len(getattr(self, name))
-                raise ValueError(f"{name}: expected an entry for each of {count} tokens, got {found}; give one each")
+        for name, kinds in _KINDS.items():
+            entries = getattr(self, name)
+            if not isinstance(entries, list):
+                raise ValueError(f"{name}: expected a list, got {type(entries).__name__}; make it one")
+            if len(entries) != count:
+                raise ValueError(
+                    f"{name}: expected an entry for each of {count} tokens, got {len(entries)}; give one each"
+                )
+            if not kinds.issuperset(map(type, entries)):
+                other = next(entry for entry in entries if type(entry) not in kinds)
+                told = " or ".join(sorted(kind.__name__ for kind in kinds))
+                raise ValueError(f"{name}: expected {told}, got {other!r} of type {type(other).__name__}; convert it")
+        if not all(type(name) is str for owner in self.owners for name in owner):
+            raise ValueError(f"owners: expected sets of drafters' names, got {self.owners}; name the drafter")
         for node, (token, parent, chance) in enumerate(zip(self.tokens, self.parents, self.survival, strict=True)):
             if not 0 <= token < vocab:
                 raise ValueError(f"tokens[{node}]={token}: expected 0 to {vocab - 1}; drop what the target cannot say")
@@ -74,6 +91,8 @@ class DraftTree:
             if not 0.0 <= chance <= 1.0:
                 raise ValueError(f"survival[{node}]={chance}: expected a chance from 0 to 1; correct the drafter")
         for node, distribution in (self.q or {}).items():
+            if not isinstance(distribution, Tensor):
+                raise ValueError(f"q[{node}]: expected a tensor, got {type(distribution).__name__}; convert it")
             if not -1 <= node < count or tuple(distribution.shape) != (vocab,):
                 shape = tuple(distribution.shape)
                 raise ValueError(f"q[{node}] of shape {shape}: expected a node below {count} and shape ({vocab},)")

@@ -327,11 +327,6 @@ class Engine:
                 view.advance(committed.filled, (committed.feature,))
         stats = request.stats
         stats.steps += 1
-        for each in (stats, self.totals) if committed.drafted or committed.accepted else ():
-            each.drafted += committed.drafted
-            each.accepted += committed.accepted
-            each.count_drafts(committed.drafts)
-        stats.origins += committed.origins
         request.prompt_logprobs.update(committed.prompt_logprobs)
         if committed.scores is not None:
             request.scores[committed.scores[0]] = committed.scores[1]
@@ -351,6 +346,12 @@ class Engine:
                 if stopped:
                     tokens, finish = tokens[:count], "stop"
                     break
+        accepted = min(committed.accepted, len(tokens))  # a stop string may have cut them
+        for each in (stats, self.totals) if committed.drafted or accepted else ():
+            each.drafted += committed.drafted
+            each.accepted += accepted
+            each.count_drafts(committed.drafts)
+        stats.origins += committed.origins[: len(tokens)]
         if committed.logits is not None:
             request.logprobs += logprobs(committed.logits[: len(tokens)], tokens, request.params.logprobs or 0)
         # Only rows of known tokens are published: behind a stop string the watermark may lie past the text.

@@ -25,10 +25,13 @@ class Block:
     draws: Draws = "independent"
     fidelity: Fidelity = "exact-distribution"
 
-    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
-        """Raises ValueError for a tree that is not a run."""
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for a tree that is not a run."""
         if tree.parents != list(range(-1, len(tree) - 1)):
             raise ValueError(f"tree: parents {tree.parents}: expected a run; use MultiRound or WithoutReplacement")
+
+    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
+        self.check(tree)
         bits = state.key().bits(Stream.ACCEPT)  # of the step, not of a place: the next step judges later places anew
         depth, weight = 0, 1.0
         stop: tuple[int, SamplerState, Tensor] | None = None

@@ -56,8 +56,8 @@ class Verifier(Protocol):
     draws: Draws  # how drafters must draw the tokens of their trees
     fidelity: Fidelity
 
-    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
-        """Walk `tree` from the row before it, whose sampler state is `state`.
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for a tree that was not drawn as `draws` says, where that shows; name a verifier for it."""
 
-        Raises ValueError for a tree that was not drawn as `draws` says, where that shows, and names a verifier for it.
-        """
+    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
+        """Walk `tree` from the row before it, whose sampler state is `state`. Raises what `check` raises."""

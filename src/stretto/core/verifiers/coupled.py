@@ -15,6 +15,9 @@ class Coupled:
     draws: Draws = "coupled"
     fidelity: Fidelity = "exact"
 
+    def check(self, tree: DraftTree) -> None:
+        """Any tree will do."""
+
     def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
         tokens: list[int] = []
         nodes: list[int] = []

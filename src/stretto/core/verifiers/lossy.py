@@ -28,6 +28,9 @@ class Typical:
     def __init__(self, epsilon: float = 0.09, delta: float = 0.3) -> None:
         self.epsilon, self.delta = epsilon, delta
 
+    def check(self, tree: DraftTree) -> None:
+        """Any tree will do."""
+
     def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
         states = {-1: state}
         rank = {-1: (0, 0.0)}  # of each accepted node: depth, logarithm of the path's probability
@@ -70,10 +73,13 @@ class Rollback:
     def __init__(self, threshold: float = 3.0) -> None:
         self.threshold = threshold
 
-    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
-        """Raises ValueError for a tree that is not a run."""
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for a tree that is not a run."""
         if tree.parents != list(range(-1, len(tree) - 1)):
             raise ValueError(f"tree: parents {tree.parents}: expected a run; use Typical for lossy trees")
+
+    def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
+        self.check(tree)
         for node, token in enumerate(tree.tokens):
             p = yield from distribution(node - 1, state, soft=True)
             if not isinstance(p, Tensor):

@@ -1,7 +1,7 @@
 """The walk of verifiers that decide at each node by itself which of its children is kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,15 @@ class NodeByNode(ABC):
 
         `p` is the target's distribution, float64 [V], `tokens` are the children's in the order drawn (at least one),
         `q` what they were drawn from, float64 [V], None where nobody drew: then each was the drafter's only choice.
-        Random numbers come from the streams ACCEPT and RESIDUAL of `key`. Raises ValueError for children that were not
-        drawn as this verifier needs.
+        Random numbers come from the streams ACCEPT and RESIDUAL of `key`.
         """
 
+    @abstractmethod
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for a tree that was not drawn as this verifier needs (see `Verifier`)."""
+
     def walk(self, tree: DraftTree, state: SamplerState) -> Walk:
+        self.check(tree)
         tokens: list[int] = []
         nodes: list[int] = []
         node = -1
@@ -51,6 +55,12 @@ class NodeByNode(ABC):
                 return Walked(tokens, nodes, finish, None)
             node, state = children[kept], state.advance(token)
             nodes.append(node)
+
+
+def siblings(tree: DraftTree) -> Iterator[list[int]]:
+    """Yield the tokens of the children of each node that has some."""
+    for node in dict.fromkeys(tree.parents):
+        yield [tree.tokens[child] for child in tree.children(node)]
 
 
 def certain(p: Tensor, token: int) -> Tensor:

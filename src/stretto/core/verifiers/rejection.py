@@ -6,8 +6,9 @@ from torch import Tensor
 
 from stretto.core.choose import sample
 from stretto.core.noise import NoiseKey, Stream, uniform
+from stretto.core.tree import DraftTree
 from stretto.core.verifiers.contract import Draws
-from stretto.core.verifiers.node_by_node import NodeByNode, certain, normalised
+from stretto.core.verifiers.node_by_node import NodeByNode, certain, normalised, siblings
 
 
 class MultiRound(NodeByNode):
@@ -19,6 +20,9 @@ class MultiRound(NodeByNode):
     """
 
     draws: Draws = "independent"
+
+    def check(self, tree: DraftTree) -> None:
+        """Any tree will do."""
 
     def select(self, p: Tensor, tokens: Sequence[int], q: Tensor | None, key: NoiseKey) -> tuple[int, int | None]:
         bits = key.bits(Stream.ACCEPT)
@@ -44,12 +48,12 @@ class Rejection(MultiRound):
     draw nothing.
     """
 
-    def select(self, p: Tensor, tokens: Sequence[int], q: Tensor | None, key: NoiseKey) -> tuple[int, int | None]:
-        """Raises ValueError for a node with two children: rejection of one draw per place knows runs only."""
-        if len(tokens) > 1:
-            use = "use MultiRound for independent draws, WithoutReplacement for distinct ones, Coupled for any tree"
-            raise ValueError(f"tree: a node with {len(tokens)} children: expected a run; {use}")
-        return super().select(p, tokens, q, key)
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for a node with two children: rejection of one draw per place knows runs only."""
+        for tokens in siblings(tree):
+            if len(tokens) > 1:
+                use = "use MultiRound for independent draws, WithoutReplacement for distinct ones, Coupled for any tree"
+                raise ValueError(f"tree: a node with {len(tokens)} children: expected a run; {use}")
 
 
 class WithoutReplacement(MultiRound):
@@ -61,12 +65,12 @@ class WithoutReplacement(MultiRound):
 
     draws: Draws = "without-replacement"
 
-    def select(self, p: Tensor, tokens: Sequence[int], q: Tensor | None, key: NoiseKey) -> tuple[int, int | None]:
-        """Raises ValueError for siblings that carry the same token."""
-        if len(set(tokens)) < len(tokens):
-            use = "expected draws without replacement; use MultiRound or KSequential for independent draws"
-            raise ValueError(f"tree: siblings with the tokens {list(tokens)}: {use}")
-        return super().select(p, tokens, q, key)
+    def check(self, tree: DraftTree) -> None:
+        """Raise ValueError for siblings that carry the same token."""
+        for tokens in siblings(tree):
+            if len(set(tokens)) < len(tokens):
+                use = "expected draws without replacement; use MultiRound or KSequential for independent draws"
+                raise ValueError(f"tree: siblings with the tokens {tokens}: {use}")
 
     def _after(self, token: int, q: Tensor | None) -> Tensor | None:
         if q is None:

@@ -74,6 +74,10 @@ class Allocator(Protocol):
         """Whether a drafter that did not run in this step observes it all the same."""
         ...
 
+    def dropped(self, drafter: str) -> None:
+        """Forget a drafter, which is gone."""
+        ...
+
     def end(self, request: Request) -> None:
         """Forget the request."""
         ...
@@ -112,6 +116,9 @@ class Everything:
     def hears(self, drafter: str) -> bool:
         """Everyone hears everything."""
         return True
+
+    def dropped(self, drafter: str) -> None:
+        """Nothing is remembered."""
 
     def end(self, request: Request) -> None:
         """Nothing is remembered."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from stretto.core.chunk import Chunk, Output
+from stretto.core.masks import MaskError
 from stretto.core.request import Committed, Request
 from stretto.core.tree import DraftTree
 from stretto.core.verifiers import Coupled, Verifier
@@ -20,7 +21,9 @@ from stretto.decoding.speculative.walking import settle, walk_all
 log = logging.getLogger("stretto")
 
 PATIENCE = 2.0
-"""Seconds that a drafter may take for one step's drafts, unless the method says otherwise."""
+"""Seconds that a drafter may take for one step's drafts, unless the method says otherwise,"""
+READING = 2e-4
+"""and for each token of a request that it meets in this step: indexes of a prompt are built at the first draft."""
 
 PLAINLY = ("",)
 """Who drafted the one token of a step without drafts: nobody."""
@@ -114,7 +117,8 @@ class Speculative:
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
-        if self.allocator.rests():
+        # Where one request after the other is committed alone, a rest may begin with the first of them.
+        if self.allocator.rests() and all(chunk.roles is None for chunk in chunks):
             done = commit_known(requests, chunks, outputs)
             wrote = [each for each in done if each.tokens]
             for each in wrote:
@@ -170,7 +174,9 @@ class Speculative:
 
     def stores(self) -> dict[str, Mapping[str, int]]:
         """Return the sizes of what the drafters keep beyond requests, by store."""
-        return {name: sizes for drafter in self.drafters for name, sizes in drafter.stores().items()}
+        found: dict[str, Mapping[str, int]] = {}
+        self._guard(lambda drafter: found.update(drafter.stores()))
+        return found
 
     def _drafts(self, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Ask the drafters that the allocator lets draft; unite what they return and send what it selects."""
@@ -207,18 +213,20 @@ class Speculative:
         asked = [(found, room) for found, room in zip(drafted, rooms, strict=True) if room > 0]
         if not asked:
             return
+        patience = self.patience
         for found, _ in asked:
-            found.asked.append(drafter.name)
             met: set[str] = found.request.memory.setdefault(self._met, set())
             if drafter.name not in met:
                 drafter.begin(found.request)
                 met.add(drafter.name)
+                patience += READING * len(found.request.tokens)
         drafts = self._checked(drafter, [found.request for found, _ in asked], [room for _, room in asked])
         spent = time.perf_counter() - began
         self._spent[drafter.name] = spent * 1e3
-        if spent > self.patience:
-            raise Late(f"its drafts took {spent:.2f} s, its budget is {self.patience:.2f} s")
+        if spent > patience:
+            raise Late(f"its drafts took {spent:.2f} s, its budget is {patience:.2f} s")
         for (found, _), draft in zip(asked, drafts, strict=True):
+            found.asked.append(drafter.name)
             if draft is not None and (len(draft.tree) or draft.probes):
                 found.by_drafter[drafter.name] = draft
             elif draft is not None:
@@ -235,7 +243,7 @@ class Speculative:
             if draft is None and ticket is not None:
                 late = ticket.poll()
                 if late is None:
-                    request.memory[key] = ticket
+                    request.memory[key], draft = ticket, Draft(EMPTY)
                 else:
                     self._validate(request, late)
                     rest = descend(late.tree, request.tokens[ticket.at :])
@@ -255,14 +263,22 @@ class Speculative:
         assert self.services is not None
         vocabulary = self.services.models[request.model].vocab_size
         draft.tree.validate(vocabulary)
+        self.verifier.check(draft.tree)
         if draft.probes is not None:
             draft_chunk(request, draft).validate(vocabulary)
 
     def _guard(self, call: Callable[[Drafter], object], drafters: Sequence[Drafter] | None = None) -> None:
-        """Call for every drafter, or for some; one that raises is dropped for good."""
+        """Call for every drafter, or for some; one that raises is dropped for good.
+
+        Unless it met a mask that raises: what ends with this call is that request's, as its own choice will find out.
+        """
         for drafter in list(self.drafters) if drafters is None else drafters:
             try:
                 call(drafter)
+            except MaskError as error:
+                log.debug("drafter %s: %s", drafter.name, error)
             except Exception as error:
                 log.warning("drafter %s is dropped: %s: %s", drafter.name, type(error).__name__, error)
                 self.drafters.remove(drafter)
+                self._spent.pop(drafter.name, None)
+                self.allocator.dropped(drafter.name)

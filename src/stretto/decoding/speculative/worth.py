@@ -107,6 +107,11 @@ class Worth:
         wait = max(PATIENT, cost.value * calls / (TRIAL_SHARE * step_ms)) * self._wait[name]
         self._due[name] = self._services.steps + int(wait)
 
+    def forget(self, name: str) -> None:
+        """A drafter is gone: nobody waits for it."""
+        for known in (self.cost, self._due, self._wait):
+            known.pop(name, None)
+
     def unseen_ms(self, name: str, length: int = 0) -> float:
         """Return the milliseconds expected of a drafter that never ran: a few rounds, if it runs a model.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stretto.core.masks import only_allowed
+from stretto.core.masks import advance, only_allowed
 from stretto.decoding.speculative.drafters.base import ModelFree
 
 if TYPE_CHECKING:
@@ -30,5 +30,5 @@ class JumpForward(ModelFree):
         forced: list[int] = []
         while len(forced) < room and (token := only_allowed(mask, state)) is not None:
             forced.append(token)
-            state = mask.advance(state, token)
+            state = advance(mask, state, token)
         return self.run(forced, [1.0] * len(forced)) if forced else None

@@ -24,6 +24,8 @@ class Grown:
         """``guesses`` bounds what a stage may propose."""
         self.name, self.stage, self.guesses = name, stage, guesses
         self.rounds = Rounds(name, growth or Run(), draws)
+        self.waiting: list[int] = []
+        """Numbers of the requests whose first pass has to wait for a later step."""
 
     def bind(self, services: Services) -> None:
         """Take the engine's services for passes and views."""
@@ -39,6 +41,7 @@ class Grown:
     def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Draft | None]:
         """Grow a tree for every request that ``jobs`` has a first pass for."""
         drafts: list[Draft | None] = [None] * len(requests)
+        self.waiting = []
         jobs = self.jobs(requests, rows)
         if self.stage is not None:
             self._guess(self.stage, [job for job in jobs if len(job.first.logits)])
@@ -49,6 +52,8 @@ class Grown:
                 drafts[job.place] = self.finish(job)
             elif not job.first.logits:
                 drafts[job.place] = Draft(EMPTY)
+        for place in self.waiting:
+            drafts[place] = Draft(EMPTY)
         return drafts
 
     def jobs(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Job]:

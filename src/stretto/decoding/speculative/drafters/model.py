@@ -63,7 +63,9 @@ class ModelDrafter(Grown):
         jobs, left = [], self.catch_up
         for missing, place in sorted(lacking):
             count = min(missing, left)
-            if count and (job := self._job(place, requests[place], rows[place], count)):
+            if not left:
+                self.waiting.append(place)
+            elif count and (job := self._job(place, requests[place], rows[place], count)):
                 jobs.append(job)
                 left -= count
         return jobs
