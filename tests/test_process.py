@@ -149,6 +149,29 @@ def test_a_rolling_restart_drops_no_stream(tiny):
     same(tiny, asyncio.run(scene()), [300] * 4)
 
 
+def test_who_is_aborted_while_the_engine_changes_leaves_nothing_in_the_new_one(tiny):
+    """Told to the old engine, taken over by the new one."""
+
+    async def scene():
+        async with AsyncEngine("stretto-tiny", **OPTIONS) as engine:
+            adopt, readers = engine._keeper._adopt, []
+
+            def aborted_just_before(*new) -> None:
+                readers.extend(Reader(engine.open(STORY, params(number, 1500))) for number in range(2))
+                engine.abort(readers[0].stream.id)
+                adopt(*new)
+
+            engine._keeper._adopt = aborted_just_before
+            await engine.restart()
+            gone, other = readers
+            assert (await gone.task)[0]["finish_reason"] == "abort"
+            while engine.stats()["engine"].get("running") != 1:  # the other one alone
+                assert not other.task.done()
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scene())
+
+
 ORPHAN = """
 import asyncio, os, signal
 from stretto import AsyncEngine
@@ -357,6 +380,30 @@ def test_three_deaths_in_a_minute_make_it_unready_until_one_has_passed_without()
     for now in (0.0, 10.0, 20.0, 75.0):
         record.died(now, "x")
     assert record.why(134.0) and record.why(136.0) is None, "a death while it is unready begins the minute again"
+
+
+def test_a_prompts_log_probabilities_cross_the_border_once_and_reach_every_sample(tiny):
+    crossed = []
+    host = Host(tiny, crossed.append)
+    asked = {"n": 3, "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 4, "seed": 1}
+    host.handle({"op": "submit", "id": 1, "prompt": STORY, "params": asked})
+    while tiny.engine.busy:
+        host.step()
+    (expected,) = [event["prompt_logprobs"] for event in crossed if "prompt_logprobs" in event]
+    stream = Stream(1, {"params": asked}, lambda stream: None)
+
+    async def read() -> list[dict]:
+        told = []
+        for event in crossed:
+            stream.put(event)
+            told.append(await anext(stream))
+        return told
+
+    told = asyncio.run(read())
+    for index in range(3):
+        mine = [event for event in told if event["index"] == index]
+        assert [event.get("prompt_logprobs") for event in mine] == [expected] + [None] * (len(mine) - 1)
+        assert mine[-1]["completion"]["prompt_logprobs"] == expected and len(expected) > 5
 
 
 def test_events_that_nobody_reads_take_no_more_room_than_their_text():

@@ -42,6 +42,7 @@ def told(events, index):
     """Return what the events of one sample say, joined: tokens, text, logprobs, and what its completion holds."""
     mine = [event for event in events if event["index"] == index]
     done = mine[-1]["completion"]
+    done["prompt_logprobs"] = next((event["prompt_logprobs"] for event in events if "prompt_logprobs" in event), None)
     kept = {name: done[name] for name in ("text", "token_ids", "finish_reason", "logprobs", "prompt_logprobs", "seed")}
     tokens = [token for event in mine for token in event["token_ids"]]
     logprobs = [each for event in mine for each in event.get("logprobs", ())]

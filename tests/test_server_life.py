@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from stretto.cli.main import app
 from stretto.serving.settings import Settings
+from stretto.weights.resolve import resolve
 
 MODEL = "stretto-tiny"
 ASKED: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "seed": 3}
@@ -152,6 +154,14 @@ def test_a_recorded_answer_is_made_again(address: str, record: Path):
         assert "is no answer recorded in" in str(found.exception)
 
 
+def test_an_answer_that_cannot_be_recorded_stands(tmp_path: Path):
+    with served(record=tmp_path / "record") as address:
+        (tmp_path / "record").rmdir()
+        asked = {**ASKED, "max_tokens": 4}
+        assert post(address, "/v1/completions", asked).status_code == 200
+        assert streamed(address, {**asked, "n": 1})[1]["method"]
+
+
 def test_a_full_queue_says_when_to_come_back():
     engine = {"dtype": "fp32", "weights": "fp32", "cache_tokens": 2048}
     with served(max_waiting=1, engine=engine) as address:
@@ -168,10 +178,10 @@ def test_a_full_queue_says_when_to_come_back():
 
 
 @contextmanager
-def own_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def own_process(*options: str, model: str = MODEL) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Yield ``stretto serve`` as it is run, and its address, once it listens."""
     code = "from stretto.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", MODEL, "--port", "0", *options]
+    command = [sys.executable, "-c", code, "serve", model, "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:
         try:
             yield server, f"http://127.0.0.1:{logged(server, 'listening')['port']}"
@@ -199,6 +209,33 @@ def test_sigterm_lets_running_requests_end():
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
         assert server.wait(60) == 0 and logged(server, "stopped")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal reaches another process there")
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_does_not_end_in_time_ends_with_an_error(twice: bool):
+    """When the time to drain is over, or at a second signal."""
+    with own_process("--cache-tokens", "2048", "--drain-seconds", "600" if twice else "1") as (server, address):
+        logged(server, "ready")
+        lines: list[str] = []
+        with httpx.stream("POST", f"{address}/v1/completions", json={**LONG, "stream": True}, timeout=300) as answer:
+            for line in answer.iter_lines():
+                if len(lines) in (0, 20) if twice else not lines:
+                    server.send_signal(signal.SIGTERM)
+                lines += [line] if line else []
+        assert "the engine was stopped" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
+        assert server.wait(60) == 0 and logged(server, "stopped")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+def test_a_restart_that_fails_says_so_and_changes_nothing(tmp_path: Path):
+    folder = shutil.copytree(resolve(MODEL), tmp_path / "model")
+    with own_process("--cache-tokens", "2048", model=str(folder)) as (server, address):
+        logged(server, "ready")
+        (folder / "config.json").unlink()
+        server.send_signal(signal.SIGHUP)
+        assert logged(server, "restart failed")["why"]
+        assert post(address, "/v1/completions", {**ASKED, "model": "model", "max_tokens": 4}).status_code == 200
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")

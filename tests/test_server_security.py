@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 from server import client, post, served
 from typer.testing import CliRunner
 
 from stretto.cli.main import app
+from stretto.serving.fields import ChatBody, CompletionBody, DetokenizeBody, Whole
 from stretto.serving.keys import Keys, read_keys
 from stretto.serving.logs import Lines
 from stretto.serving.settings import Limits, Settings
@@ -138,6 +142,9 @@ LARGE: dict[str, dict[str, Any]] = {
     "length of a stop text": {"stop": "a" * 1025},
     "logit bias": {"logit_bias": {str(token): 1 for token in range(1025)}},
     "alternatives": {"logprobs": 21},
+    "choices": {"structured_outputs": {"choice": [str(number) for number in range(1025)]}},
+    "length of choices": {"structured_outputs": {"choice": ["d" * 65_537]}},
+    "log-probabilities of prompts": {"prompt": [1] * 400, "n": 128, "logprobs": 20, "echo": True},
 }
 
 
@@ -148,6 +155,57 @@ def test_what_is_too_large_is_refused(address: str, name: str):
     too_long = len(json.dumps(asked)) > LIMITS.body
     assert found.status_code == (413 if too_long else 400), found.text
     assert "expected at most" in found.text or "nested deeper" in found.text or too_long
+
+
+WRONG: dict[str, tuple[type[Whole], dict[str, Any]]] = {
+    "prompt": (CompletionBody, {"prompt": [1.5] * 1000}),
+    "prompts": (CompletionBody, {"prompt": [[1.5]] * 1000}),
+    "stop": (CompletionBody, {"prompt": "a", "stop": [1] * 1000}),
+    "stop tokens": (CompletionBody, {"prompt": "a", "stop_token_ids": ["1"] * 1000}),
+    "logit bias": (CompletionBody, {"prompt": "a", "logit_bias": {str(token): "x" for token in range(5000)}}),
+    "choices": (CompletionBody, {"prompt": "a", "structured_outputs": {"choice": [1] * 1000}}),
+    "unknown fields": (CompletionBody, {"prompt": "a", **{f"x{number}": 1 for number in range(1000)}}),
+    "messages": (ChatBody, {"messages": [{}] * 1000}),
+    "fields of a message": (ChatBody, {"messages": [{f"x{number}": 1 for number in range(1000)}]}),
+    "parts": (ChatBody, {"messages": [{"role": "user", "content": [{}] * 1000}]}),
+    "tools": (ChatBody, {"messages": [], "tools": [{}] * 1000}),
+    "tokens": (DetokenizeBody, {"tokens": ["1"] * 1000}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_of_a_long_wrong_list_few_errors_are_made(name: str):
+    """One for each of a million items would take gigabytes, and minutes in which nobody is served."""
+    body, told = WRONG[name]
+    with pytest.raises(ValidationError) as raised:
+        body.model_validate({"model": "a", **told})
+    assert raised.value.error_count() < 20
+
+
+def test_what_strangers_make_up_is_neither_counted_nor_logged(address: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.DEBUG, "stretto"):
+        assert httpx.get(f"{address}/made-up").status_code == 401
+        assert httpx.get(f"{address}/made-up", headers={"host": "made-up.example"}).status_code == 403
+        assert post(address, "/v1/made-up", {}, **auth("ann")).status_code == 404
+        assert post(address, "/v1/completions", {}).status_code == 401
+    told = httpx.get(f"{address}/metrics", headers=auth("metrics")).text
+    assert "made-up" not in told + logged(caplog) and 'path="/v1/completions",status="401"' in told
+
+
+def test_a_head_without_end_and_a_second_host_are_refused(address: str):
+    port = int(address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
+        with contextlib.suppress(ConnectionError):  # closed under our hands
+            for number in range(1000):
+                connection.sendall(b"x-%d: " % number + b"y" * 1000 + b"\r\n")
+                time.sleep(0.001)
+            connection.sendall(b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert b" 200 " not in connection.recv(1000)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nhost: localhost\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
 
 
 def test_a_body_too_deep_to_be_read_is_refused(address: str):

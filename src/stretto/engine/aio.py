@@ -315,7 +315,9 @@ class AsyncEngine:
 
     def _conclude(self, stream: Stream) -> None:
         if stream.id in self._streams:
-            stream.conclude(stream.ending or "abort", self._keeper.info, self.tokenizer)
+            finish = stream.ending or "abort"
+            self._tell_abort(stream, finish)  # the engine at hand may have got it behind the one that was told
+            stream.conclude(finish, self._keeper.info, self.tokenizer)
             self._forget(stream)
 
     def _speaker(self) -> Tokenizer:

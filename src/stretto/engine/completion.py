@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from stretto.core.request import Request
@@ -38,8 +38,9 @@ class Completion:
     """Of an answer in a conversation: its thinking, text and tool calls."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        """Return plain data, its lists not copied: a prompt's log-probabilities take seconds to."""
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        return told | {"reply": None if self.reply is None else asdict(self.reply)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,11 @@ class Piece:
         return None if self.completion is None else self.completion.finish_reason
 
 
-def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: int = 0) -> Completion:
-    """Return the finished request as its caller sees it."""
+def complete(
+    request: Request, fingerprint: str, fidelity: str, prompt_index: int = 0, places: bool = True
+) -> Completion:
+    """Return the finished request as its caller sees it; ``places``: with the prompt's log-probabilities, if asked."""
+    asked = places and request.params.prompt_logprobs is not None
     return Completion(
         prompt_index=prompt_index,
         index=request.sample,
@@ -70,7 +74,7 @@ def complete(request: Request, fingerprint: str, fidelity: str, prompt_index: in
         method=request.method,
         fidelity=fidelity,
         logprobs=request.logprobs if request.params.logprobs is not None else None,
-        prompt_logprobs=None if request.params.prompt_logprobs is None else places_of_prompt(request),
+        prompt_logprobs=places_of_prompt(request) if asked else None,
         stats=request.stats.to_dict(),
         error=request.error,
     )

@@ -2,8 +2,9 @@
 
 In: ``{"op": "submit", "id", "prompt" | "messages", "tools", "reply", "params": {...}, "method", "resume"}``,
 ``{"op": "abort", "id", "reason"}``, ``{"op": "stop"}``. Out: ``{"id", "index", "text", "token_ids"}`` per step and
-sample, with ``"logprobs"`` of each token where they were asked for and ``"prompt_logprobs"`` with the first token, the
-last one of a sample with ``"completion"``; ``{"id", "error"}`` for a request that was refused.
+sample, with ``"logprobs"`` of each token where they were asked for and ``"prompt_logprobs"`` with the first token of
+all samples, the last one of a sample with ``"completion"``, which does not tell the prompt's again; ``{"id", "error"}``
+for a request that was refused.
 
 ``resume`` lists ``[index, token_ids, logprobs]`` of the samples that go on where another engine was lost: what they had
 written is not told again. ``reply`` asks for the completion's ``reply`` where the prompt is a rendered conversation;
@@ -13,7 +14,7 @@ written is not told again. ``reply`` asks for the completion's ``reply`` where t
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from stretto.core.params import SamplingParams
@@ -44,8 +45,8 @@ class Host:
         self.llm, self.send = llm, send
         self._origin: dict[int, tuple[Message, Request]] = {}
         self._numbers: dict[Any, list[int]] = {}
-        self._untold: set[int] = set()
-        """The requests whose prompt's log-probabilities go out with their first token."""
+        self._untold: set[Any] = set()
+        """The submissions whose prompt's log-probabilities go out with their first token."""
 
     def serve(self, inbox: Inbox) -> None:
         """Handle messages and step until told to stop."""
@@ -75,7 +76,11 @@ class Host:
 
     def step(self) -> None:
         """Run one step and send what it added."""
-        for delta in self.llm.engine.step():
+        self.tell(self.llm.engine.step())
+
+    def tell(self, deltas: Sequence[Delta]) -> None:
+        """Send what a step added."""
+        for delta in deltas:
             if delta.request in self._origin:
                 self._tell(delta)
 
@@ -94,7 +99,7 @@ class Host:
         self._numbers[name] = [request.id for request in requests]
         self._origin.update({request.id: (message, request) for request in requests})
         if params.prompt_logprobs is not None:
-            self._untold.update(self._numbers[name])
+            self._untold.add(name)
 
     def _tell(self, delta: Delta) -> None:
         message, request = self._origin[delta.request]
@@ -102,13 +107,12 @@ class Host:
         event: Message = {"id": name, "index": request.sample, "text": delta.text, "token_ids": list(delta.tokens)}
         if request.params.logprobs is not None:
             event["logprobs"] = request.logprobs[len(request.logprobs) - len(delta.tokens) :]
-        if delta.tokens and delta.request in self._untold:
-            self._untold.remove(delta.request)
+        if delta.tokens and name in self._untold:
+            self._untold.remove(name)
             event["prompt_logprobs"] = places_of_prompt(request)
         if delta.finish is not None:
-            self._untold.discard(delta.request)
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
-            done = complete(request, self.llm.fingerprint, fidelity)
+            done = complete(request, self.llm.fingerprint, fidelity, places=name in self._untold)
             if "messages" in message or message.get("reply"):
                 done.reply = reply_of(request, self.llm.tokenizer, message.get("tools") is not None)
             event["completion"] = done.to_dict()
@@ -116,4 +120,5 @@ class Host:
             self._numbers[name].remove(delta.request)
             if not self._numbers[name]:
                 del self._numbers[name]
+                self._untold.discard(name)
         self.send(event)

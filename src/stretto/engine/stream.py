@@ -55,6 +55,7 @@ class Stream:
         """The finish reason that it was told to end for."""
         self.timer: asyncio.TimerHandle | None = None
         self._closed = closed
+        self._places: list[dict[int, float] | None] | None = None
         self._unread: dict[int, Message] = {}
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -97,6 +98,7 @@ class Stream:
         sample = self.samples.get(index)
         if sample is None:
             return  # it was ended on this side while the event was under way
+        self._place(event, sample)
         if event["token_ids"]:
             sample.token_ids += event["token_ids"]
             sample.logprobs += event.get("logprobs", ())
@@ -116,6 +118,16 @@ class Stream:
             if "completion" in event:
                 before["completion"] = event["completion"]
         self._wake()
+
+    def _place(self, event: Message, sample: Sample) -> None:
+        """Add the prompt's log-probabilities, which the engine tells once, to what each sample is told."""
+        told = event.pop("prompt_logprobs", None)
+        if told is not None:
+            self._places = told
+        if self._places is not None and event["token_ids"] and sample.first is None:
+            event["prompt_logprobs"] = self._places
+        if "completion" in event and event["completion"]["prompt_logprobs"] is None:
+            event["completion"]["prompt_logprobs"] = self._places
 
     def fail(self, error: Exception) -> None:
         """End it by an error, which its reader gets behind the events that came before."""

@@ -81,9 +81,11 @@ class Worker(Host):
         began = time.perf_counter()
         if self.llm.engine.requests:
             self._show(STEP, float(self.llm.engine.steps), self._mean)
-        super().step()
+        deltas = self.llm.engine.step()
+        self.pulse[0] = IDLE  # telling is no part of what a step should take
         ms = (time.perf_counter() - began) * 1e3
         self._mean += 0.1 * (ms - self._mean)
+        self.tell(deltas)
         self._changed = time.monotonic()
         self._flush()
 

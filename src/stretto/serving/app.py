@@ -83,7 +83,7 @@ def _about(app: FastAPI, service: Service) -> None:
 
     def card() -> dict[str, Any]:
         about: dict[str, Any] = {"id": settings.name, "object": "model", "created": created, "owned_by": "stretto"}
-        if engine.why_not_ready is None:
+        if engine.alive:
             info = engine.info()
             about |= {
                 "max_model_len": info["context"],

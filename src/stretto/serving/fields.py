@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from stretto.decoding.method import Fidelity
 from stretto.serving.bounds import nesting
@@ -17,12 +17,35 @@ Number = Annotated[float, Field(strict=True)]
 
 NESTING = 64
 """Levels of arrays and objects that lie in each other in a body, at most."""
+ENTRIES = 4096
+"""Entries of an object whose keys are the client's own, at most."""
+FIELDS = 64
+"""Fields of an object whose fields are named here, at most: each unknown one would be an error of its own."""
 
 
 class Body(BaseModel):
     """No field beyond those named."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > FIELDS:
+            raise ValueError(f"{len(data)} fields, expected at most {FIELDS}")
+        return data
+
+
+Item = TypeVar("Item")
+# Of a list the first wrong item is told: an error for each of a million takes minutes and gigabytes.
+Items = Annotated[list[Item], Field(fail_fast=True)]
+
+
+def _short(value: Any) -> Any:
+    """Refuse what is an object with very many entries before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > ENTRIES:
+        raise ValueError(f"{len(value)} entries, expected at most {ENTRIES}")
+    return value
 
 
 class Whole(Body):
@@ -60,7 +83,7 @@ class StructuredOutputs(Body):
     json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
     regex: Text | None = None
     grammar: Text | None = None
-    choice: list[Text] | None = None
+    choice: Items[Text] | None = None
     json_object: Flag | None = None
 
 
@@ -75,15 +98,15 @@ class Sampling(Whole):
     n: Int | None = None
     max_tokens: Int | None = None
     min_tokens: Int | None = None
-    stop: Text | list[Text] | None = None
-    stop_token_ids: list[Int] | None = None
+    stop: Text | Items[Text] | None = None
+    stop_token_ids: Items[Int] | None = None
     include_stop_str_in_output: Flag | None = None
     ignore_eos: Flag | None = None
     seed: Int | None = None
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     repetition_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number] | None, BeforeValidator(_short)] = None
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -102,7 +125,7 @@ class Sampling(Whole):
 class CompletionBody(Sampling):
     """``POST /v1/completions``."""
 
-    prompt: Text | list[Text] | list[Int] | list[list[Int]]
+    prompt: Text | Items[Text] | Items[Int] | Items[Items[Int]]
     add_special_tokens: Annotated[Flag, Field(description="Text begins as the tokenizer begins it.")] = True
     echo: Flag | None = None
     logprobs: Int | None = None
@@ -143,13 +166,13 @@ class ChatMessage(Body):
     """A message as clients send it, and as they got it from an earlier answer."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Items[TextPart] | None = None
     name: Text | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Items[Call] | None = None
     tool_call_id: Text | None = None
     reasoning_content: Text | None = None
     refusal: Text | None = None
-    annotations: list[Any] | None = None
+    annotations: Items[Any] | None = None
     audio: None = None
     function_call: None = None
 
@@ -166,8 +189,8 @@ class NamedTool(Body):
 class ChatBody(Sampling):
     """``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage]
-    tools: list[Tool] | None = None
+    messages: Items[ChatMessage]
+    tools: Items[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: Flag | None = None
     max_completion_tokens: Int | None = None
@@ -184,8 +207,8 @@ class TokenizeBody(Whole):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[Tool] | None = None
+    messages: Items[ChatMessage] | None = None
+    tools: Items[Tool] | None = None
     add_special_tokens: Flag = True
     add_generation_prompt: Flag = True
     return_token_strs: Flag = False
@@ -195,4 +218,4 @@ class DetokenizeBody(Whole):
     """``POST /detokenize``."""
 
     model: Text | None = None
-    tokens: list[Int]
+    tokens: Items[Int]

@@ -63,7 +63,7 @@ class Guard:
                 told = ApiError(500, "something went wrong inside the server; its log says more")
                 await told.response()(scope, receive, telling)
         finally:
-            path = getattr(scope.get("route"), "path", "") or ("-" if status == 404 else scope["path"])
+            path = self._known_path(scope)
             self.count(path, status)
             if path not in OPEN:
                 tell(
@@ -77,9 +77,17 @@ class Guard:
                     **state.get("told", {}),
                 )
 
+    def _known_path(self, scope: Scope) -> str:
+        """Return the endpoint's path, "-" where there is none: what strangers make up is neither kept nor logged."""
+        routes = {route.path for route in scope["app"].routes}
+        found = str(getattr(scope.get("route"), "path", scope["path"]))
+        return found if found in routes else "-"
+
     def _admitted(self, scope: Scope) -> Caller:
         """Return who asks. Raises ``ApiError`` for a request that goes no further."""
         headers = dict(scope["headers"])
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise wrong("several Host headers: expected one")
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if _name_of(host) not in self.hosts:
             raise ApiError(

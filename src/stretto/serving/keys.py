@@ -50,7 +50,7 @@ class Keys:
     """The keys of a running server. Without a file everyone is welcome, and all are one tenant."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self._stamp = path, (0, 0)
+        self._path, self._stamp, self._trouble = path, (0, 0), ""
         self._secret = secrets.token_bytes(32)
         self._keys = {} if path is None else read_keys(path)
         if path is not None:
@@ -85,8 +85,11 @@ class Keys:
                 self._stamp = stamp
                 self._keys = read_keys(self._path)
                 log.info("keys read", extra={"fields": {"keys": len(self._keys)}})
+            self._trouble = ""
         except (OSError, ValueError) as error:
-            log.warning("the file of keys cannot be read, the old keys stay: %s", error)
+            if str(error) != self._trouble:  # once, not with every request
+                self._trouble = str(error)
+                log.warning("the file of keys cannot be read, the old keys stay: %s", error)
 
     def _now(self) -> tuple[int, int]:
         assert self._path is not None

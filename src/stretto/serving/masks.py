@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stretto.serving.bounds import check_length, check_schema
+from stretto.serving.bounds import check_count, check_length, check_schema
 from stretto.serving.errors import wrong
 from stretto.serving.fields import Sampling, Tool
 from stretto.serving.settings import Limits
@@ -15,7 +15,7 @@ Mask = tuple[str, dict[str, Any]]
 
 def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) -> Mask | None:
     """Return the token mask that a body asks for. Raises ``ApiError``, also where it asks for two."""
-    found = {name: mask for name, mask in _asked(body, encode).items() if mask is not None}
+    found = {name: mask for name, mask in _asked(body, limits, encode).items() if mask is not None}
     if len(found) > 1:
         names = " and ".join(found)
         raise wrong(f"{names} both say what shape the answer has: give one of them", next(iter(found)))
@@ -29,7 +29,7 @@ def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) 
     return next(iter(found.values()), None)
 
 
-def _asked(body: Sampling, encode: Callable[[str], list[int]]) -> dict[str, Mask | None]:
+def _asked(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) -> dict[str, Mask | None]:
     asked: dict[str, Mask | None] = {
         "regex": None if body.regex is None else ("regex", {"pattern": body.regex}),
         "grammar": None if body.grammar is None else ("grammar", {"lark": body.grammar}),
@@ -42,11 +42,14 @@ def _asked(body: Sampling, encode: Callable[[str], list[int]]) -> dict[str, Mask
             raise wrong("response_format.json_schema: missing; expected {'name': ..., 'schema': {...}}")
         asked["response_format"] = ("json_schema", {"schema": form.json_schema.schema_})
     if (told := body.structured_outputs) is not None:
+        choices = told.choice or []
+        check_count("structured_outputs.choice", len(choices), limits.choices, "choices")
+        check_count("structured_outputs.choice", sum(map(len, choices)), limits.grammar, "characters in all")
         several: dict[str, Mask | None] = {
             "json": None if told.json_ is None else ("json_schema", {"schema": told.json_}),
             "regex": None if told.regex is None else ("regex", {"pattern": told.regex}),
             "grammar": None if told.grammar is None else ("grammar", {"lark": told.grammar}),
-            "choice": None if told.choice is None else ("choice", {"choices": [encode(text) for text in told.choice]}),
+            "choice": None if told.choice is None else ("choice", {"choices": [encode(text) for text in choices]}),
             "json_object": ("json_object", {}) if told.json_object else None,
         }
         asked |= {f"structured_outputs.{name}": mask for name, mask in several.items()}

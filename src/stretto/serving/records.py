@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +39,7 @@ class Recorder:
             "prompts": wanted.prompts,
             "answers": [{"tokens": list(each["token_ids"]), "finish_reason": each["finish_reason"]} for each in done],
         }
-        write_whole(path, json.dumps(told) + "\n")
-        if sys.platform != "win32":
-            path.chmod(0o600)
+        write_whole(path, json.dumps(told) + "\n", private=True)
 
 
 @dataclass(frozen=True, slots=True)

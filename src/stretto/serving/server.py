@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,12 @@ import uvicorn
 from stretto.engine.aio import AsyncEngine
 from stretto.serving.app import build
 from stretto.serving.logs import tell
+from stretto.serving.protocol import Protocol
 from stretto.serving.service import Service
 from stretto.serving.settings import Settings
 
+GRACE = 5
+"""Seconds that streams have to say that the server ends, when the time to drain in is over."""
 KEEP_ALIVE = 75
 """Seconds that a connection may be idle. httpx keeps its own for 5, aiohttp for 15: whoever closes first must be the
 client, or a request that is just being sent meets a closed connection."""
@@ -75,13 +78,14 @@ async def serve(
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=settings.drain_seconds,
+            timeout_graceful_shutdown=settings.drain_seconds + GRACE,
+            http=Protocol,
         )
     )
     port = bound.getsockname()[1]
     tell("listening", host=settings.host, port=port, model=settings.name)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
-    with signals(server, engine):
+    with signals(server, engine, settings.drain_seconds):
         try:
             if started is not None:
                 started(server, port)
@@ -98,10 +102,11 @@ async def serve(
 
 
 @contextmanager
-def signals(server: Server, engine: AsyncEngine) -> Iterator[None]:
+def signals(server: Server, engine: AsyncEngine, drain_seconds: float) -> Iterator[None]:
     """SIGTERM and Ctrl-C drain (twice: end at once), SIGHUP restarts the engine, where the system has them.
 
-    Does nothing outside the main thread, where Python takes no signals.
+    What has not ended by itself when the time to drain is over ends with an error. Does nothing outside the main
+    thread, where Python takes no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -109,16 +114,31 @@ def signals(server: Server, engine: AsyncEngine) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[Any]] = set()
 
+    def begin(work: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def drain() -> None:
+        if server.should_exit:
+            server.force_exit = True
+        server.should_exit = True
+        loop.call_later(drain_seconds, lambda: begin(engine.stop()))
+
     def leave(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(server.handle_exit, number, None)
+        loop.call_soon_threadsafe(drain)
 
     async def roll() -> None:
         tell("restarting")
-        await engine.restart()
-        tell("restarted")
+        try:
+            await engine.restart()
+        except Exception as error:  # a checkpoint may fail to load in any way; the engine at hand goes on
+            tell("restart failed", why=f"{error}; the engine goes on as it was")
+        else:
+            tell("restarted")
 
     def restart(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(roll())))
+        loop.call_soon_threadsafe(lambda: begin(roll()))
 
     handlers = {signal.SIGINT: leave, signal.SIGTERM: leave}
     if hasattr(signal, "SIGHUP"):

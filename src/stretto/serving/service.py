@@ -17,6 +17,7 @@ from stretto.serving.chats import Chats
 from stretto.serving.errors import JSON, ApiError, refused
 from stretto.serving.fields import ChatBody, CompletionBody
 from stretto.serving.keys import Caller
+from stretto.serving.logs import tell
 from stretto.serving.metrics import Metrics
 from stretto.serving.records import Recorder
 from stretto.serving.settings import Settings
@@ -164,7 +165,10 @@ class Service:
             state["told"]["prompts"] = [decode(prompt) for prompt in wanted.prompts]
             state["told"]["answers"] = [completion["text"] for completion in done]
         if self.recorder is not None:
-            await asyncio.to_thread(self.recorder.keep, name, wanted, done)
+            try:
+                await asyncio.to_thread(self.recorder.keep, name, wanted, done)
+            except OSError as error:  # the answer stands all the same
+                tell("not recorded", request=name, why=str(error))
 
     def _failed(self, error: Exception) -> ApiError:
         """Return what the engine raised as an error of HTTP."""

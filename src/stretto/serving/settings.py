@@ -32,6 +32,10 @@ class Limits:
     schema_nesting: int = 32
     regex: int = 2_000
     grammar: int = 65_536
+    choices: int = 1_024
+    """Texts of which the answer may be one; all together are no longer than a grammar."""
+    places: int = 1 << 20
+    """Log-probabilities of prompts: their tokens, times their samples, times the alternatives and the token itself."""
 
 
 @dataclass(frozen=True, slots=True)

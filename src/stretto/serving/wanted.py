@@ -100,6 +100,8 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
         params["logprobs"] = body.logprobs
         if body.echo:
             params["prompt_logprobs"] = body.logprobs
+            places = sum(map(len, ids)) * (body.n or 1) * (body.logprobs + 1)
+            check_count("echo", places, model.limits.places, "log-probabilities of prompt tokens")
     return _wanted(
         body, model, ids, params, alternatives=body.logprobs, echo=bool(body.echo), silent=silent, texts=texts
     )

@@ -20,6 +20,8 @@ from stretto.tokens.pieces import SentencePiece, load_pieces
 # Files of tokenizers that only other libraries read.
 _LEGACY = ("spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+LONG = 10_000
+"""Characters of a text whose encoding takes long enough for others to notice."""
 
 
 class Tokenizer:
@@ -186,7 +188,10 @@ class Tokenizer:
                 f"the text holds half a character (U+{ord(text[error.start]):04X}) at position {error.start}; "
                 "expected text that can be written as UTF-8"
             ) from None
-        return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) < LONG or not isinstance(self._core, tokenizers.Tokenizer):
+            return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+        # Of a batch, even of one, other threads of Python can run meanwhile.
+        return list(self._core.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def _turn_ends(self) -> frozenset[int]:
         """The added token that the chat template writes behind an assistant's words, wherever they stand."""

@@ -14,14 +14,15 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` for a file to be written under; behind the block, sync and rename it.
 
-    Whoever reads ``path``, whenever this process ends, finds the old content or the new one. Raises ``OSError``.
+    ``private``: readable for its owner alone, from the start. Whoever reads ``path``, whenever this process ends, finds
+    the old content or the new one. Raises ``OSError``.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        partial.touch()
+        partial.touch(mode=0o600 if private else 0o666)
         usual = partial.stat().st_mode & 0o777
         yield partial
         partial.chmod(usual)  # some libraries write files that only their owner may read
@@ -31,9 +32,9 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) as ``path``, whole or not at all. Raises ``OSError``."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+def write_whole(path: Path, text: str, *, private: bool = False) -> None:
+    """Write ``text`` (UTF-8) as ``path``, whole or not at all; arguments and errors are those of ``whole``."""
+    with whole(path, private=private) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 
