@@ -34,7 +34,7 @@ class Limits:
     grammar: int = 65_536
     choices: int = 1_024
     """Texts of which the answer may be one; all together are no longer than a grammar."""
-    places: int = 1 << 20
+    places: int = 1 << 19
     """Log-probabilities of prompts: their tokens, times their samples, times the alternatives and the token itself."""
 
 
