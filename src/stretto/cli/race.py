@@ -27,7 +27,6 @@ from stretto.race.replay import replay as replayed
 from stretto.race.report import agreement, html
 from stretto.race.result import Result, conclude
 from stretto.race.standing import Row, standing
-from stretto.recipes.recipe import Aboard
 from stretto.recipes.table import RECIPES, find_recipe, missing
 from stretto.weights.files import write_whole
 
@@ -140,8 +139,7 @@ def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
 
     By default ``auto`` where it is aboard, else every exact method that runs here.
     """
-    aboard = Aboard(llm.engine.models, {"target": llm.tokenizer})
-    here = [recipe for recipe in RECIPES.values() if not missing(recipe, aboard)]
+    here = [recipe for recipe in RECIPES.values() if not missing(recipe, llm.aboard)]
     if names is None:
         auto = [recipe.name for recipe in here if recipe.family == "auto"]
         names = auto[:1] or [recipe.name for recipe in here if recipe.fidelity == "exact"]
