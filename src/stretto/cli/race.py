@@ -73,9 +73,7 @@ def run(
         print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
         raise KeyboardInterrupt
     asked = {"draft": draft, "weights": weights, **params, "rounds": pairs, "replay": replay and str(replay)}
-    given = (("draft", draft), ("weights", weights))
-    flags = " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
-    result = conclude(contest, course, asked, flags)
+    result = conclude(contest, course, asked, {name: _flags(name, draft, weights) for name in contest.methods})
     Board.print(result)
     if page is not None:
         _write(page, html(result), "report")
@@ -146,6 +144,13 @@ def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
     elif "all" in names:
         names = [*names, *(recipe.name for recipe in here)]
     return list(dict.fromkeys([PLAIN, *(name for name in names if name != "all")]))
+
+
+def _flags(method: str, draft: str | None, weights: str) -> str:
+    """Return the options that a method needs beside its name to be what was raced."""
+    drafts = method == "auto" or find_recipe(method).needs & {"draft", "foreign-draft"}
+    given = (("draft", draft if drafts else None), ("weights", weights))
+    return " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
 
 
 def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path | None]:

@@ -46,7 +46,7 @@ class Result:
     rows: list[Row]
     advice: str
     best: dict[int, str]
-    """By concurrency the method that is advised."""
+    """By concurrency the method that is advised, where there were rounds enough to tell."""
     cost: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """By context: (rows, milliseconds) of a pass of the target, as priced here; empty where nothing is priced."""
     sample: Sample | None = None
@@ -58,8 +58,10 @@ class Result:
         return asdict(self)
 
 
-def conclude(contest: Contest, course: Course, conditions: Mapping[str, Any], flags: str = "") -> Result:
-    """Return what the finished runs of a contest say; ``flags`` go with the method that is advised."""
+def conclude(
+    contest: Contest, course: Course, conditions: Mapping[str, Any], flags: Mapping[str, str] | None = None
+) -> Result:
+    """Return what the finished runs of a contest say; ``flags``: what a method needs beside its name, for the advice."""
     rows, llm = standing(contest), contest.llm
     notes = [*course.notes]
     if contest.interrupted:
@@ -68,8 +70,7 @@ def conclude(contest: Contest, course: Course, conditions: Mapping[str, Any], fl
     categories = {name: sum(each.category == name for each in course.asked) for name in course.categories}
     result = Result({**environment(llm), **conditions}, list(dict.fromkeys(notes)), categories, rows, "", {})
     result.advice = advice(rows, flags)
-    result.best = {row.concurrency: PLAIN for row in rows}
-    result.best |= {place: row.method for place in result.best if (row := best(rows, place))}
+    result.best = {row.concurrency: method for row in rows if (method := best(rows, row.concurrency))}
     result.cost = cost_curve(llm)
     result.sample = _sample(contest, rows)
     result.runs = [_plain_data(run) for run in contest.runs]
