@@ -153,12 +153,43 @@ def test_prompt_files_in_every_form(llm, tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "line 2 is not JSON"), ("[1]", "line 2"), ('{"turns": []}', "turns"), ('{"x": 1}', "prompt")],
+    [
+        ("{", "is not JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "is not JSON"),
+        ("[1]", "expected an object with one of messages, "),
+        ('{"x": 1}', "has the keys ['x']; expected one of messages, "),
+        ('{"turns": []}', "turns is []; expected a list of texts"),
+        ('{"turns": ["a", 1]}', "turns is ['a', 1]; expected a list of texts"),
+        ('{"question": ["a"]}', "question is ['a']; expected a text"),
+        ('{"messages": ["hi"]}', "messages is ['hi']; expected a list of objects with role and content"),
+        ('{"messages": [{"content": "hi"}]}', "messages[0] is {'content': 'hi'}"),
+        ('{"prompt": {"a": 1}}', "prompt is {'a': 1}; expected a text or a list of token ids"),
+        ('{"prompt": ["a"]}', "prompt token 0 is 'a', expected a whole number from 0 to "),
+        ('{"prompt": [1.5, 2]}', "prompt token 0 is 1.5"),
+        ('{"prompt": [5, true]}', "prompt token 1 is True"),
+        ('{"prompt": [5, 99999]}', "prompt token 1 is 99999"),
+        ('{"prompt": "\\ud800"}', r"holds '\ud800', half of a character"),
+        ('{"prompt": "a", "category": "\\udc00"}', r"holds '\udc00', half of a character"),
+    ],
 )
 def test_a_bad_line_is_named(llm, tmp_path, line, told):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=re.escape(told)) as refused:
         read_course([tmp_path / "bad.jsonl"], llm, PARAMS)
+    assert str(refused.value).startswith(f"{tmp_path}/bad.jsonl, line 2")
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", '{"prompt": "Once"}'), ("a.txt", "Once"), ("a.txt.xz", "Once")])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(llm, tmp_path, name, text):
+    with (lzma.open if name.endswith("xz") else open)(tmp_path / name, "wt", encoding="utf-8-sig") as file:
+        file.write(text)
+    assert [each.text for each in read_course([tmp_path / name], llm, PARAMS).asked] == ["Once"]
+
+
+def test_more_tokens_than_there_is_room_for_are_refused(llm, tmp_path):
+    (tmp_path / "p.txt").write_text("Once")
+    with pytest.raises(ValueError, match=r"max_tokens=4000 leaves no room for a prompt: .* 2048 .* at most 2047"):
+        read_course([tmp_path / "p.txt"], llm, replace(PARAMS, max_tokens=4000))
 
 
 # ---- measuring and checking ----

@@ -61,7 +61,7 @@ class Result:
 def conclude(
     contest: Contest, course: Course, conditions: Mapping[str, Any], flags: Mapping[str, str] | None = None
 ) -> Result:
-    """Return what the finished runs of a contest say; ``flags``: what a method needs beside its name, for the advice."""
+    """Return what the finished runs of a contest say. ``flags``: see ``advice``."""
     rows, llm = standing(contest), contest.llm
     notes = [*course.notes]
     if contest.interrupted:
