@@ -19,6 +19,7 @@ from drafters import GarbageDrafter
 
 from stretto import LLM, SamplingParams
 from stretto.cli.main import main
+from stretto.cli.outputs import write_each
 from stretto.cli.race import _flags
 from stretto.core.tree import DraftTree
 from stretto.decoding.method import Facts
@@ -413,9 +414,21 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
         (["--concurrency", "0"], "concurrency"),
         (["--temperature", "-1"], "temperature"),
         (["--replay", str(again)], "--prompts FILE, or --replay"),
+        *(([option, str(out)], option) for option in ("--json", "--picture", "--record")),
+        (["--out", f"{again}/report.html"], "--out"),
     ]:
-        code, _, errors = stretto("--prompts", f"{tmp_path}/p.txt", *wrong)
-        assert code == 2 and told in errors
+        code, _, errors = stretto("--prompts", f"{tmp_path}/p.txt", *options, *wrong)
+        assert code == 2 and told in errors and "round 1" not in errors
+
+
+def test_a_file_that_cannot_be_written_costs_no_other(tmp_path):
+    def write(path):
+        path.write_text("whole")
+
+    gone = [tmp_path / "gone" / name for name in "ab"]
+    with pytest.raises(OSError, match=r"report .*gone/a cannot be written .*; picture .*gone/b cannot"):
+        write_each([("report", gone[0], write), ("JSON", tmp_path / "c", write), ("picture", gone[1], write)])
+    assert (tmp_path / "c").read_text() == "whole"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child of this kind")

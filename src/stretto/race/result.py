@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -56,6 +57,10 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
+
+    def to_json(self) -> str:
+        """Return that as a file's text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
 
 
 def conclude(

@@ -73,7 +73,7 @@ class Row:
     speeds: list[float]
     """Tokens per second of each run."""
     speedup: Spread | None
-    """Over the plain runs of the same rounds; None for plain itself, where no pair is complete, and where plain wrote nothing."""
+    """Over the plain runs of the same rounds; None for plain itself and where there is no pair of which plain wrote."""
     ttft_ms: float | None
     """Median over all requests; the same for TPOT, the milliseconds per token behind the first."""
     tpot_ms: float | None
