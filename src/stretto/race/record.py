@@ -77,8 +77,9 @@ def write_records(path: Path, records: Sequence[Record], llm: LLM) -> None:
 def _params(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the sampling parameters that a record says; a seed of null is none."""
     said = {} if entry.get("params") is None else entry["params"]
-    if not isinstance(said, dict) or said.keys() - set(KEPT):
-        raise ValueError(f"{where}: params is {said!r:.60}; expected an object with some of {', '.join(KEPT)}")
+    strange = sorted(said.keys() - set(KEPT)) if isinstance(said, dict) else [f"{said!r:.60}"]
+    if strange:
+        raise ValueError(f"{where}: params holds {', '.join(strange)}; expected an object of {', '.join(KEPT)} alone")
     return {name: value for name, value in said.items() if (name, value) != ("seed", None)}
 
 
