@@ -63,6 +63,7 @@ def test_generate_streams_into_a_pipe_and_speaks_json(tiny):
         (["generate", "x", "--model", "stretto-tinny"], 1, "stretto-tiny"),
         (["generate", "x", "--temperature", "-1"], 2, "temperature"),
         (["generate", "x", "--method", "plane"], 2, "plain"),
+        (["generate", "--file", "p.jsonl", "--out", "r.jsonl", "--stats"], 2, "leave --stats out"),
     ],
 )
 def test_exit_codes_and_messages(arguments, code, message):

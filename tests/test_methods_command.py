@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
+from renumbered import renumbered
 from rich.console import Console
 
-from stretto.cli import methods
+from stretto import LLM
+from stretto.cli import methods, race
 from stretto.cli.main import main
 from stretto.decoding.plain import Plain
 from stretto.recipes.recipe import FAMILIES, Recipe
-from stretto.recipes.table import RECIPES, build_method
+from stretto.recipes.table import RECIPES, build_method, find_recipe
+from stretto.weights.resolve import resolve
 
 DRAFTED = Recipe(
     "drafted",
@@ -64,6 +68,15 @@ def test_what_runs_is_what_can_be_built(table, monkeypatch, capsys, draft):
                 build_method(name, aboard)
 
 
+def test_a_draft_of_another_vocabulary_is_told_apart(tmp_path):
+    draft = str(renumbered(Path(resolve("stretto-tiny-draft")), tmp_path / "draft"))
+    llm = LLM("stretto-tiny", draft=draft, cache_tokens=64)
+    things = methods.aboard_of("stretto-tiny", draft).things()
+    assert things == llm.aboard.things() and "foreign-draft" in things
+    lineup = race._lineup(llm, ["all"])
+    assert "slem" in lineup and "draft-model" not in lineup
+
+
 def test_a_terminal_gets_a_table(table):
     screen = Console(file=StringIO(), width=100)
     aboard = methods.aboard_of("stretto-tiny", None)
@@ -73,7 +86,23 @@ def test_a_terminal_gets_a_table(table):
     assert max(map(len, written.splitlines())) <= 100
 
 
-def test_an_unknown_name_gets_the_nearest(table, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("draftd", "drafted, "),
+        ("sufix", "suffix-decoding, "),
+        ("draf", "draft-tree, draft-model, "),
+        ("Suffix-Decoding", "suffix-decoding, "),
+        ("zzz", ""),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_three(table, name, near):
+    with pytest.raises(ValueError, match=f"did you mean {near}") as refused:
+        find_recipe(name)
+    assert str(refused.value).count(", ") == 2
+
+
+def test_known_names_are_told_alone_and_others_are_wrong_usage(table, monkeypatch, capsys):
     code, _, errors = stretto(monkeypatch, capsys, "draftd")
     assert code == 2 and "drafted" in errors
     code, said, _ = stretto(monkeypatch, capsys, "drafted")

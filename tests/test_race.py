@@ -1,9 +1,8 @@
-"""Races: prompt files, what is measured and checked, the report, recorded texts said again."""
+"""Races: what is measured and checked, the advice, the report, what the command writes."""
 
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import re
 import signal
@@ -19,14 +18,16 @@ from drafters import GarbageDrafter
 
 from stretto import LLM, SamplingParams
 from stretto.cli.main import main
+from stretto.cli.outputs import write_each
+from stretto.cli.race import _flags
 from stretto.core.tree import DraftTree
 from stretto.decoding.method import Facts
 from stretto.decoding.plain import Plain
 from stretto.decoding.speculative.method import Speculative
-from stretto.race.advice import advice
+from stretto.race.advice import advice, best
 from stretto.race.contest import Contest
 from stretto.race.picture import picture
-from stretto.race.prompts import Asked, Course, read_course
+from stretto.race.prompts import Asked, Course
 from stretto.race.report import html
 from stretto.race.result import conclude
 from stretto.race.standing import Row, Spread, standing
@@ -114,52 +115,6 @@ def four(llm, recipes):
     return contest, course, len(recipes)
 
 
-# ---- prompt files ----
-
-
-def test_prompt_files_in_every_form(llm, tmp_path):
-    lines = [
-        {"prompt": "Once upon", "category": "a"},
-        {"prompt": "Two", "completion": " cats", "source": "b"},
-        {"prompt": [5, 6, 7]},
-        {"text": "A document"},
-        {"question": "Why?"},
-        {"question_id": 1, "category": "c", "turns": ["First?", "Second?", "Third?"]},
-        {"messages": [{"role": "user", "content": "First?"}]},
-        {"prompt": ""},
-        {"prompt": "long " * 3000},
-    ]
-    text = "\n".join(json.dumps(line) for line in lines) + "\n\n"
-    (tmp_path / "mixed.x.jsonl").write_text(text)
-    with lzma.open(tmp_path / "mixed.jsonl.xz", "wt", encoding="utf-8") as file:
-        file.write(text)
-    (tmp_path / "prose.txt").write_text("One paragraph\nof two lines\r\n\r\nAnother\n")
-    (tmp_path / "lines.txt").write_text("One\nTwo\nThree\n")
-    encode, user = llm.tokenizer.encode, llm.encode_chat
-    first = user([{"role": "user", "content": "First?"}])
-    expected = [encode("Once upon"), encode("Two"), [5, 6, 7], encode("A document")]
-    expected += [user([{"role": "user", "content": "Why?"}]), first, first]
-    for name in ("mixed.x.jsonl", "mixed.jsonl.xz"):
-        course = read_course([tmp_path / name], llm, PARAMS)
-        assert [list(each.ids) for each in course.asked] == expected
-        assert [each.category for each in course.asked] == ["a", "b", "mixed", "mixed", "mixed", "c", "mixed"]
-        assert [note.split()[0] for note in course.notes] == ["2", "1", "1"]
-    plain = read_course([tmp_path / "prose.txt", tmp_path / "lines.txt"], llm, PARAMS)
-    assert [each.text for each in plain.asked] == ["One paragraph\nof two lines", "Another", "One", "Two", "Three"]
-    few = read_course([tmp_path / "lines.txt", tmp_path / "prose.txt"], llm, PARAMS, limit=2)
-    assert [each.text for each in few.asked] == ["One", "Three"] and "2 of 5" in few.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [("{", "line 2 is not JSON"), ("[1]", "line 2"), ('{"turns": []}', "turns"), ('{"x": 1}', "prompt")],
-)
-def test_a_bad_line_is_named(llm, tmp_path, line, told):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=told):
-        read_course([tmp_path / "bad.jsonl"], llm, PARAMS)
-
-
 # ---- measuring and checking ----
 
 
@@ -215,11 +170,68 @@ def row(method, low, fidelity="exact", concurrency=1, errors=()):
 
 def test_the_advice_names_the_fastest_that_keeps_the_text():
     rows = [row("a", 1.5), row("b", 2.5), row("c", 9.0, "approximate"), row("d", 9.0, errors=["wrong"])]
-    assert advice(rows, "--draft X").startswith("Use --method b --draft X: 2.60 (2.50 to 2.70) times plain's speed")
+    assert advice(rows, {"b": "--draft X"}).startswith("Use --method b --draft X: 2.60 (2.50 to 2.70) times plain's")
     assert advice([row("a", 0.99)]) == "Plain is best here (--method plain)."
     both = advice([*rows, row("a", 0.7, concurrency=4), row("b", 0.8, concurrency=4)])
     assert "--method b at concurrency 1" in both and "plain is best here at concurrency 4" in both
-    assert "nothing to advise" in advice([replace(row("plain", 1.0), speedup=None)])
+    assert "no other method" in advice([replace(row("plain", 1.0), speedup=None)])
+
+
+def few(row):
+    return replace(row, speedup=replace(row.speedup, count=4, sure=False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told", "chosen"),
+    [
+        ([few(row("a", 1.5))], "Too few rounds to advise: it takes 5 (--pairs 5).", {1: None}),
+        ([few(row("a", 0.5))], "Too few rounds to advise: it takes 5 (--pairs 5).", {1: None}),
+        ([few(row("a", 9.5)), row("b", 1.5)], "Use --method b: 1.60", {1: "b"}),
+        ([few(row("a", 1.5)), row("b", 0.5)], "Too few rounds", {1: None}),
+        ([few(row("a", 1.5, "approximate")), row("b", 0.5)], "Plain is best here", {1: "plain"}),
+        (
+            [row("a", 1.5), few(row("a", 1.5, concurrency=4))],
+            "Use --method a at concurrency 1: 1.60 (1.50 to 1.70) times plain's speed, the same text; "
+            "too few rounds to advise at concurrency 4: it takes 5 (--pairs 5).",
+            {1: "a", 4: None},
+        ),
+        (
+            [row("a", 0.5), replace(row("plain", 1.0, concurrency=4), speedup=None)],
+            "Plain is best here at concurrency 1 (--method plain); too few rounds to advise at concurrency 4",
+            {1: "plain", 4: None},
+        ),
+    ],
+)
+def test_the_advice_waits_for_rounds_enough(rows, told, chosen):
+    assert advice(rows).startswith(told)
+    assert {place: best(rows, place) for place in chosen} == chosen
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("plain", "--weights int8"),
+        ("suffix-decoding", "--weights int8"),
+        ("auto", "--draft D --weights int8"),
+        ("draft-model", "--draft D --weights int8"),
+        ("slem", "--draft D --weights int8"),
+    ],
+)
+def test_a_draft_is_advised_to_those_who_use_it(method, flags):
+    assert _flags(method, "D", "int8") == flags
+    assert _flags(method, None, "auto") == ""
+
+
+def test_a_plain_run_without_a_token_leaves_its_error_in_the_table(llm, recipes, monkeypatch):
+    def fails(self, *_):
+        raise RuntimeError("no pass today")
+
+    monkeypatch.setattr(type(llm.model), "forward", fails)
+    contest, course = raced(llm, ["plain", "tail"], rounds=1, concurrency=(1,))
+    result = conclude(contest, course, {})
+    assert [row.speedup for row in result.rows] == [None, None]
+    assert all("no pass today" in row.errors[0] for row in result.rows)
+    assert "plain wrote nothing" in result.advice and result.best == {} and "no pass today" in html(result)
 
 
 def test_ctrl_c_keeps_the_finished_runs(llm, recipes):
@@ -312,7 +324,7 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
         return left.value.code, *capsys.readouterr()
 
     code, said, _ = stretto("--prompts", f"{tmp_path}/p.txt", *options, "--out", str(out), "--record", str(again))
-    assert code == 0 and "lossy (approximate)" in said and "--method" in said
+    assert code == 0 and "lossy (approximate)" in said and "Too few rounds to advise" in said
     data = json.loads((out / "race.json").read_text())
     assert [(r["method"], r["concurrency"]) for r in data["rows"]][:2] == [("plain", 1), ("tail", 1)]
     assert len(data["runs"]) == 6 and data["conditions"]["seed"] == 4 and data["advice"] in said.replace("\n", " ")
@@ -324,9 +336,21 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
         (["--concurrency", "0"], "concurrency"),
         (["--temperature", "-1"], "temperature"),
         (["--replay", str(again)], "--prompts FILE, or --replay"),
+        *(([option, str(out)], option) for option in ("--json", "--picture", "--record")),
+        (["--out", f"{again}/report.html"], "--out"),
     ]:
-        code, _, errors = stretto("--prompts", f"{tmp_path}/p.txt", *wrong)
-        assert code == 2 and told in errors
+        code, _, errors = stretto("--prompts", f"{tmp_path}/p.txt", *options, *wrong)
+        assert code == 2 and told in errors and "round 1" not in errors
+
+
+def test_a_file_that_cannot_be_written_costs_no_other(tmp_path):
+    def write(path):
+        path.write_text("whole")
+
+    gone = [tmp_path / "gone" / name for name in "ab"]
+    with pytest.raises(OSError, match=r"report .*gone/a cannot be written .*; picture .*gone/b cannot"):
+        write_each([("report", gone[0], write), ("JSON", tmp_path / "c", write), ("picture", gone[1], write)])
+    assert (tmp_path / "c").read_text() == "whole"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child of this kind")

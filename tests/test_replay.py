@@ -144,10 +144,40 @@ def test_records_are_read_as_they_were_written(llm, recorded, tmp_path):
     (tmp_path / "human.jsonl").write_text('{"prompt": "Once upon", "text": " a time there was"}\n')
     (human,) = read_records(tmp_path / "human.jsonl", llm, PARAMS)
     assert llm.tokenizer.decode(human.tokens) == " a time there was" and human.asked.params.seed == 1
-    for line, told in [('{"prompt": "x"}', "token_ids"), ('{"prompt": "x", "token_ids": [99999]}', "99999")]:
-        (tmp_path / "bad.jsonl").write_text(line)
-        with pytest.raises(ValueError, match=told):
-            read_records(tmp_path / "bad.jsonl", llm, PARAMS)
     twice = replace(recorded[0], tokens=recorded[0].tokens[::-1])
     with pytest.raises(ValueError, match="the same prompt and the seed"):
         replay(LLM("stretto-tiny", cache_tokens=64), [recorded[0], twice])
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"token_ids": None}, "token_ids is None; expected a list of token ids, or a text under text"),
+        ({"token_ids": []}, "token_ids is []"),
+        ({"token_ids": [True, 2]}, "token_ids is [True, 2]"),
+        ({"token_ids": [2, -1]}, "token_ids is [2, -1]"),
+        ({"token_ids": [99999]}, "token 99999, but stretto-tiny has tokens 0 to "),
+        ({"params": [1]}, "params holds [1]; expected an object of temperature, "),
+        ({"params": ""}, "params holds ''; expected an object"),
+        ({"params": {"n": 2, "seed": 3, "foo": 1}}, "params holds foo, n; expected"),
+        ({"params": {"temperature": -3}}, "temperature=-3: expected 0 or a number"),
+        ({"params": {"top_k": True}}, "top_k=True: expected a whole number"),
+    ],
+)
+def test_a_bad_record_is_named(llm, tmp_path, line, told):
+    good = {"prompt": "x", "token_ids": [5]}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | line))
+    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+        read_records(tmp_path / "bad.jsonl", llm, PARAMS)
+    assert str(refused.value).startswith(f"{tmp_path}/bad.jsonl, line 2: ")
+
+
+def test_a_record_without_a_seed_gets_its_number(llm, recorded, tmp_path):
+    line = {"prompt": "x", "token_ids": [5]}
+    said = [line, line | {"params": None}, line | {"params": {"seed": None}}, line | {"params": {"seed": 9}}]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, said)))
+    records = read_records(tmp_path / "r.jsonl", llm, replace(PARAMS, seed=7))
+    assert [record.asked.params.seed for record in records] == [1, 2, 3, 9]
+    unknown = replace(recorded[0], asked=replace(recorded[0].asked, params=PARAMS))
+    with pytest.raises(ValueError, match="no seed to be known by"):
+        replay(LLM("stretto-tiny", cache_tokens=64), [unknown])

@@ -58,8 +58,8 @@ In a conversation a line that begins with a slash is a command:
 FILES = """\
 **Files of prompts.** `--file` takes JSON Lines: on each line `{"prompt": "..."}`, or a list of token ids in its place,
 and perhaps `"params"`, an object of [sampling parameters](sampling.md), which win over the options. `--out` gets a line
-for each prompt as it is done: `number` (of the prompt, from 0), `prompt` and `completions`. A run that was cut off goes
-on where it stopped when it is started again.
+for each prompt as it is done: `number` (of the prompt, from 0), `prompt` and `completions`, each with its statistics
+under `stats`. A run that was cut off goes on where it stopped when it is started again.
 """
 
 BEHIND = {

@@ -70,6 +70,9 @@ def generate(
 
     if (file is None) != (out is None) or (file is not None and prompt is not None):
         raise typer.BadParameter("--file and --out go together, without a prompt", param_hint="--file")
+    if file is not None and stats:
+        told = "the results of --file hold the statistics of each answer; leave --stats out"
+        raise typer.BadParameter(told, param_hint="--stats")
     text = prompt if prompt is not None or file is not None else _piped()
     params = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": max_tokens}
     params |= structure(json_schema=json_schema, regex=regex, grammar=grammar)

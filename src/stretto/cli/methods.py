@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.core.batch import Model
+from stretto.engine.llm import same_vocabulary
 from stretto.models.base import Described
 from stretto.models.families import family_of
 from stretto.models.loader import open_source
@@ -36,7 +37,8 @@ def aboard_of(model: str, draft: str | None) -> Aboard:
             # A model without weights: what it is and stores can be asked, and nobody here makes a pass.
             models[name] = cast(Model, Described(source.spec, name, source.own(), "", None))
             tokenizers[name] = Tokenizer.load(resolve(path, accept=family_of))
-    return Aboard(models, tokenizers)
+    foreign = draft is not None and not same_vocabulary(models, tokenizers, draft)
+    return Aboard(models, tokenizers, frozenset({"draft"} if foreign else ()))
 
 
 def entry(recipe: Recipe, aboard: Aboard | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import time
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stretto.cli.generate import checked, demonstration
+from stretto.cli.outputs import check_places, write_each
 from stretto.cli.progress import EverySecond
 from stretto.core.params import SamplingParams
 from stretto.engine.llm import LLM
@@ -27,7 +27,6 @@ from stretto.race.replay import replay as replayed
 from stretto.race.report import agreement, html
 from stretto.race.result import Result, conclude
 from stretto.race.standing import Row, standing
-from stretto.recipes.recipe import Aboard
 from stretto.recipes.table import RECIPES, find_recipe, missing
 from stretto.weights.files import write_whole
 
@@ -57,9 +56,8 @@ def run(
     if bool(prompts) == (replay is not None):
         raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
     page, data = _places(out, json_file)
-    for path in (page, data, picture_file, record):
-        if path is not None:  # what cannot be written should be known before hours of measuring
-            path.parent.mkdir(parents=True, exist_ok=True)
+    # What cannot be written should be known before hours of measuring.
+    check_places({"--out": page, "--json": data, "--picture": picture_file, "--record": record})
     params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
     sampling = checked(params, PLAIN, device)
     places, names = _numbers(concurrency), _names(methods)
@@ -74,20 +72,16 @@ def run(
         print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
         raise KeyboardInterrupt
     asked = {"draft": draft, "weights": weights, **params, "rounds": pairs, "replay": replay and str(replay)}
-    given = (("draft", draft), ("weights", weights))
-    flags = " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
-    result = conclude(contest, course, asked, flags)
+    result = conclude(contest, course, asked, {name: _flags(name, draft, weights) for name in contest.methods})
     Board.print(result)
-    if page is not None:
-        _write(page, html(result), "report")
-    if data is not None:
-        _write(data, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n", "JSON")
-    if picture_file is not None:
-        _write(picture_file, picture(result), "picture")
-    if record is not None:
-        first = next(run for run in contest.runs if run.method == PLAIN)
-        pairs_ = zip(course.asked, first.answers, strict=True)
-        write_records(record, [Record(each, tuple(answer.tokens)) for each, answer in pairs_ if answer.tokens], llm)
+    write_each(
+        [
+            ("report", page, lambda path: write_whole(path, html(result))),
+            ("JSON", data, lambda path: write_whole(path, result.to_json())),
+            ("picture", picture_file, lambda path: write_whole(path, picture(result))),
+            ("record", record, lambda path: _record(path, contest)),
+        ]
+    )
     if contest.interrupted:
         raise KeyboardInterrupt
 
@@ -140,14 +134,20 @@ def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
 
     By default ``auto`` where it is aboard, else every exact method that runs here.
     """
-    aboard = Aboard(llm.engine.models, {"target": llm.tokenizer})
-    here = [recipe for recipe in RECIPES.values() if not missing(recipe, aboard)]
+    here = [recipe for recipe in RECIPES.values() if not missing(recipe, llm.aboard)]
     if names is None:
         auto = [recipe.name for recipe in here if recipe.family == "auto"]
         names = auto[:1] or [recipe.name for recipe in here if recipe.fidelity == "exact"]
     elif "all" in names:
         names = [*names, *(recipe.name for recipe in here)]
     return list(dict.fromkeys([PLAIN, *(name for name in names if name != "all")]))
+
+
+def _flags(method: str, draft: str | None, weights: str) -> str:
+    """Return the options that a method needs beside its name to be what was raced."""
+    drafts = method == "auto" or find_recipe(method).needs & {"draft", "foreign-draft"}
+    given = (("draft", draft if drafts else None), ("weights", weights))
+    return " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
 
 
 def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path | None]:
@@ -157,9 +157,12 @@ def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path
     return out / "race.html", json_file or out / "race.json"
 
 
-def _write(path: Path, text: str, what: str) -> None:
-    write_whole(path, text)
-    print(f"{what}: {path}", file=sys.stderr)
+def _record(path: Path, contest: Contest) -> None:
+    """Write plain's first texts as they can be replayed."""
+    first = next(run for run in contest.runs if run.method == PLAIN)
+    pairs = zip(contest.asked, first.answers, strict=True)
+    records = [Record(asked, tuple(answer.tokens)) for asked, answer in pairs if answer.tokens]
+    write_records(path, records, contest.llm)
 
 
 # ---- what is shown ----

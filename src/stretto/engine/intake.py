@@ -66,7 +66,9 @@ class Intake:
         """
         params.validate(self.model.vocab_size)
         self._check_method(params, method)
-        ids = self._ids(prompt)
+        ids = self.encode(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty: give at least one token (many models begin with their BOS token)")
         room = self.model.context - len(ids)
         if room < (1 if generate else 0):
             raise ValueError(
@@ -132,7 +134,9 @@ class Intake:
         request.tokens = [*request.prompt, *written.token_ids]
         request.logprobs = list(written.logprobs)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt, text or ids. Raises ``ValueError`` for an id that is none of the model's,
+        and for text where there is no tokenizer."""
         vocabulary = self.model.vocab_size
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -140,8 +144,6 @@ class Intake:
             ids = self.tokenizer.encode(prompt)
         else:
             ids = list(prompt)
-        if not ids:
-            raise ValueError("the prompt is empty: give at least one token (many models begin with their BOS token)")
         for place, token in enumerate(ids):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
                 raise ValueError(

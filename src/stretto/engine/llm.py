@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stretto.cache.memory import default_cache_tokens
+from stretto.core.batch import Model
 from stretto.core.params import SamplingParams
 from stretto.core.request import Delta, Request
 from stretto.decoding.method import DecodingMethod
@@ -278,9 +279,7 @@ def draft_folder(draft: str) -> Path:
         raise kind(f"draft={draft!r}: {error}") from None
 
 
-def same_vocabulary(
-    models: Mapping[str, AnyTransformer], tokenizers: Mapping[str, Tokenizer | None], draft: str
-) -> bool:
+def same_vocabulary(models: Mapping[str, Model], tokenizers: Mapping[str, Tokenizer | None], draft: str) -> bool:
     """Whether the draft's token ids are the target's. A model's padding tokens do not count.
 
     Raises ``ValueError`` where that cannot be known: one of the two has no tokenizer, and their sizes differ.

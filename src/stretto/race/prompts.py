@@ -25,7 +25,14 @@ from typing import Any
 from stretto.core.params import SamplingParams
 from stretto.engine.llm import LLM
 
-KEYS = ("messages", "turns", "question", "prompt", "text")
+FORMS = {
+    "messages": "a list of objects with role and content",
+    "turns": "a list of texts",
+    "question": "a text",
+    "prompt": "a text or a list of token ids",
+    "text": "a text",
+}
+"""What each key holds."""
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
@@ -55,12 +62,15 @@ class Course:
 
 
 def open_text(path: Path) -> str:
-    """Return the text of a file, plain or ``.xz``. Raises ``OSError``, and ``ValueError`` for what is no UTF-8 text."""
+    """Return the text of a file, plain or ``.xz``, without a byte order mark.
+
+    Raises ``OSError``, and ``ValueError`` for what is no UTF-8 text.
+    """
     try:
         if path.suffix == ".xz":
-            with lzma.open(path, "rt", encoding="utf-8") as file:
+            with lzma.open(path, "rt", encoding="utf-8-sig") as file:
                 return file.read()
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, lzma.LZMAError) as error:
         raise ValueError(
             f"{path} cannot be read: {error}; expected text in UTF-8, plain or compressed as .xz"
@@ -74,10 +84,16 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             found = json.loads(line)
-        except json.JSONDecodeError as error:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(
+                f"{path}, line {number} holds {half!r}, half of a character; write both halves or the character itself"
+            ) from None
+        except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON ({error}); expected one object a line") from None
         if not isinstance(found, dict):
-            raise ValueError(f"{path}, line {number} is {line:.60}; expected an object with one of {', '.join(KEYS)}")
+            raise ValueError(f"{path}, line {number} is {line:.60}; expected an object with one of {', '.join(FORMS)}")
         yield number, found
 
 
@@ -85,27 +101,31 @@ def read_course(paths: Sequence[Path], llm: LLM, params: SamplingParams, *, limi
     """Return the prompts of some files, encoded, each to be run with ``params``.
 
     Left out are empty prompts, those that leave no room for ``max_tokens`` in the model's context or in the cache, and,
-    with ``limit``, all but so many, taken evenly over the files. Raises ``ValueError`` when none is left, and naming
-    the line of a prompt that cannot be read.
+    with ``limit``, all but so many, taken evenly over the files. Raises ``ValueError`` when none is left or could be,
+    and naming the place of a prompt that cannot be read.
     """
     course = Course()
-    found: list[tuple[Any, str]] = []
-    for path in paths:
-        found += _entries(path)
-    if later := sum(len(value) - 1 for value, _ in found if isinstance(value, _Turns)):
+    held = min(llm.model.context, llm.engine.caches["target"].capacity)
+    room = held - (params.max_tokens or 1)
+    if room < 1:
+        raise ValueError(
+            f"max_tokens={params.max_tokens} leaves no room for a prompt: context and cache hold {held} tokens; "
+            f"use at most {held - 1}"
+        )
+    found = [entry for path in paths for entry in _entries(path)]
+    if later := sum(len(entry.value) - 1 for entry in found if isinstance(entry.value, _Turns)):
         course.notes.append(f"{later} second and later turns are left out: of each conversation the first is asked")
     if limit is not None and limit < len(found):
         course.notes.append(f"{limit} of {len(found)} prompts are taken, evenly over the files")
         found = [found[place * len(found) // limit] for place in range(limit)]
-    room = min(llm.model.context, llm.engine.caches["target"].capacity) - (params.max_tokens or 1)
     empty = long = 0
-    for value, category in found:
-        ids = _encode(llm, value)
+    for entry in found:
+        ids = _encode(llm, entry)
         empty += not ids
         long += len(ids) > room
         if 0 < len(ids) <= room:
-            text = value if isinstance(value, str) else llm.tokenizer.decode(ids) if llm.tokenizer else ""
-            course.asked.append(Asked(tuple(ids), params, category, text))
+            text = entry.value if isinstance(entry.value, str) else llm.tokenizer.decode(ids) if llm.tokenizer else ""
+            course.asked.append(Asked(tuple(ids), params, entry.category, text))
     if empty:
         course.notes.append(f"{empty} empty prompts are left out")
     if long:
@@ -122,27 +142,44 @@ class _Turns(list[str]):
     """What a user says, turn by turn; only the first is asked."""
 
 
-def _entries(path: Path) -> list[tuple[Any, str]]:
-    """Return (prompt, category) of each entry of a file."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One prompt of a file."""
+
+    value: Any
+    """A text, token ids, turns or messages."""
+    category: str
+    where: str
+    """File, and place in it."""
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """Return the prompts of a file."""
     name = path.name.partition(".")[0]
     if (path.with_suffix("") if path.suffix == ".xz" else path).suffix not in JSON_SUFFIXES:
-        return [(text, name) for text in _paragraphs(open_text(path))]
-    found: list[tuple[Any, str]] = []
+        parts = enumerate(_paragraphs(open_text(path)), 1)
+        return [_Entry(text, name, f"{path}, prompt {number}") for number, text in parts]
+    found: list[_Entry] = []
     for number, entry in json_lines(path):
-        key = next((key for key in KEYS if key in entry), None)
-        value = entry.get(key or "")
-        if key == "question":
-            value = [value]
+        where = f"{path}, line {number}"
+        key = next((key for key in FORMS if key in entry), None)
+        if key is None:
+            raise ValueError(f"{where} has the keys {sorted(entry)}; expected one of {', '.join(FORMS)}")
+        value = entry[key]
+        if not _fits(key, value):
+            raise ValueError(f"{where}: {key} is {value!r:.60}; expected {FORMS[key]}")
         if key in ("turns", "question"):
-            value = _Turns(value) if isinstance(value, list) and value and isinstance(value[0], str) else None
-        kinds = {"messages": list, "turns": list, "question": list, "prompt": str | list, "text": str}
-        if key is None or not isinstance(value, kinds[key]):
-            raise ValueError(
-                f"{path}, line {number} has the keys {sorted(entry)}; expected one of {', '.join(KEYS)}: a text, under "
-                "turns a list of texts, under messages a list of objects with role and content"
-            )
-        found.append((value, str(entry.get("category") or entry.get("source") or name)))
+            value = _Turns(value if key == "turns" else [value])
+        found.append(_Entry(value, str(entry.get("category") or entry.get("source") or name), where))
     return found
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value has the form of its key; token ids are left to ``_encode``, which knows the vocabulary."""
+    if key in ("messages", "turns"):
+        kind = dict if key == "messages" else str
+        return isinstance(value, list) and bool(value) and all(isinstance(each, kind) for each in value)
+    return isinstance(value, str | list if key == "prompt" else str)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -151,13 +188,15 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _encode(llm: LLM, value: Any) -> list[int]:
-    """Return the token ids of a prompt: a text, ids, turns or messages."""
+def _encode(llm: LLM, entry: _Entry) -> list[int]:
+    """Return the token ids of a prompt. Raises ``ValueError`` that names its place."""
+    value = entry.value
     if isinstance(value, _Turns):
         template = None if llm.tokenizer is None else llm.tokenizer.chat_template
         value = value[0] if template is None else [{"role": "user", "content": value[0]}]
-    if isinstance(value, str):
-        if llm.tokenizer is None:
-            raise ValueError(f"{llm.name} has no tokenizer: give prompts as lists of token ids")
-        return llm.tokenizer.encode(value) if value else []
-    return llm.encode_chat(value) if value and isinstance(value[0], dict) else list(value)
+    if not value:
+        return []
+    try:
+        return llm.encode_chat(value) if isinstance(value[0], dict) else llm.intake.encode(value)
+    except ValueError as error:
+        raise ValueError(f"{entry.where}: {error}") from None

@@ -38,19 +38,20 @@ def read_records(path: Path, llm: LLM, params: SamplingParams) -> list[Record]:
     """
     records: list[Record] = []
     for number, entry in json_lines(path):
-        ids, tokens = _ids(llm, entry, "prompt_ids", "prompt"), _ids(llm, entry, "token_ids", "text")
-        if not ids or not tokens:
-            raise ValueError(
-                f"{path}, line {number} has the keys {sorted(entry)}; expected prompt_ids (or prompt) and token_ids "
-                "(or text), both not empty; stretto race --record FILE writes such lines"
-            )
+        where = f"{path}, line {number}"
+        ids = _ids(llm, entry, "prompt_ids", "prompt", where)
+        tokens = _ids(llm, entry, "token_ids", "text", where)
         if max(*ids, *tokens) >= llm.model.vocab_size:
             raise ValueError(
-                f"{path}, line {number}: token {max(*ids, *tokens)}, but {llm.name} has tokens 0 to "
+                f"{where}: token {max(*ids, *tokens)}, but {llm.name} has tokens 0 to "
                 f"{llm.model.vocab_size - 1}; use a model with the vocabulary of the one that was recorded"
             )
-        said: dict[str, Any] = {"seed": number, **dict(entry.get("params") or {})}
-        own = replace(SamplingParams.from_dict(params.to_dict() | said), max_tokens=len(tokens), ignore_eos=True)
+        said = {"seed": number} | _params(entry, where)
+        own = replace(params, **said, max_tokens=len(tokens), ignore_eos=True)
+        try:
+            own.validate(llm.model.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         category = str(entry.get("category") or path.name.partition(".")[0])
         text = llm.tokenizer.decode(ids) if llm.tokenizer else ""
         records.append(Record(Asked(tuple(ids), own, category, text), tuple(tokens)))
@@ -73,10 +74,23 @@ def write_records(path: Path, records: Sequence[Record], llm: LLM) -> None:
     write_whole(path, "".join(lines))
 
 
-def _ids(llm: LLM, entry: dict[str, Any], key: str, text: str) -> list[int]:
-    """Return token ids that a record holds under ``key``, or as a text; none where it holds neither."""
+def _params(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the sampling parameters that a record says; a seed of null is none."""
+    said = {} if entry.get("params") is None else entry["params"]
+    strange = sorted(said.keys() - set(KEPT)) if isinstance(said, dict) else [f"{said!r:.60}"]
+    if strange:
+        raise ValueError(f"{where}: params holds {', '.join(strange)}; expected an object of {', '.join(KEPT)} alone")
+    return {name: value for name, value in said.items() if (name, value) != ("seed", None)}
+
+
+def _ids(llm: LLM, entry: dict[str, Any], key: str, text: str, where: str) -> list[int]:
+    """Return the token ids that a record holds under ``key``, or as a text."""
     ids, written = entry.get(key), entry.get(text)
     if ids is None and isinstance(written, str) and llm.tokenizer is not None:
-        return llm.tokenizer.encode(written) if key == "prompt_ids" else llm.tokenizer.encode_plain(written)
-    good = isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)
-    return ids if good and ids is not None else []
+        ids = llm.tokenizer.encode(written) if key == "prompt_ids" else llm.tokenizer.encode_plain(written)
+    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError(
+            f"{where}: {key} is {ids!r:.60}; expected a list of token ids, or a text under {text}, not empty; "
+            "stretto race --record FILE writes such lines"
+        )
+    return ids

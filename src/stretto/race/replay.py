@@ -38,13 +38,14 @@ def replay(llm: LLM, records: Iterable[Record]) -> LLM:
     """Make the target of ``llm`` say these recorded texts, and return ``llm``.
 
     A request says the text of the record with its prompt and seed, if there is one: run it with ``record.asked``'s
-    parameters. Methods that are aboard already are built again. Raises ``ValueError`` for two texts that cannot be
-    told apart.
+    parameters. Methods that are aboard already are built again. Raises ``ValueError`` for a text without a seed and
+    for two that cannot be told apart.
     """
     scripts: dict[Key, list[int]] = {}
     for record in records:
         ids, seed = record.asked.ids, record.asked.params.seed
-        assert seed is not None
+        if seed is None:
+            raise ValueError("a recorded text has no seed to be known by: give each one, such as its number")
         tokens = [*ids, *record.tokens]
         if scripts.setdefault((ids, seed), tokens) != tokens:
             raise ValueError(f"two recorded texts have the same prompt and the seed {seed}: give them different seeds")

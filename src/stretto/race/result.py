@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class Result:
     rows: list[Row]
     advice: str
     best: dict[int, str]
-    """By concurrency the method that is advised."""
+    """By concurrency the method that is advised, where there were rounds enough to tell."""
     cost: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """By context: (rows, milliseconds) of a pass of the target, as priced here; empty where nothing is priced."""
     sample: Sample | None = None
@@ -57,9 +58,15 @@ class Result:
         """Return plain data for JSON."""
         return asdict(self)
 
+    def to_json(self) -> str:
+        """Return that as a file's text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
 
-def conclude(contest: Contest, course: Course, conditions: Mapping[str, Any], flags: str = "") -> Result:
-    """Return what the finished runs of a contest say; ``flags`` go with the method that is advised."""
+
+def conclude(
+    contest: Contest, course: Course, conditions: Mapping[str, Any], flags: Mapping[str, str] | None = None
+) -> Result:
+    """Return what the finished runs of a contest say. ``flags``: see ``advice``."""
     rows, llm = standing(contest), contest.llm
     notes = [*course.notes]
     if contest.interrupted:
@@ -68,8 +75,7 @@ def conclude(contest: Contest, course: Course, conditions: Mapping[str, Any], fl
     categories = {name: sum(each.category == name for each in course.asked) for name in course.categories}
     result = Result({**environment(llm), **conditions}, list(dict.fromkeys(notes)), categories, rows, "", {})
     result.advice = advice(rows, flags)
-    result.best = {row.concurrency: PLAIN for row in rows}
-    result.best |= {place: row.method for place in result.best if (row := best(rows, place))}
+    result.best = {row.concurrency: method for row in rows if (method := best(rows, row.concurrency))}
     result.cost = cost_curve(llm)
     result.sample = _sample(contest, rows)
     result.runs = [_plain_data(run) for run in contest.runs]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from math import comb
 from statistics import median
 
@@ -46,6 +46,10 @@ def _outside(count: int, cut: int) -> float:
     return 2 * sum(comb(count, heads) for heads in range(cut + 1)) / 2**count
 
 
+ENOUGH = next(count for count in itertools.count(1) if Spread.of([1.0] * count).sure)
+"""Ratios that a spread takes to be sure."""
+
+
 @dataclass(slots=True)
 class Group:
     """What a method did on the prompts of one category."""
@@ -69,7 +73,7 @@ class Row:
     speeds: list[float]
     """Tokens per second of each run."""
     speedup: Spread | None
-    """Over the plain runs of the same rounds; None for plain itself and where no pair is complete."""
+    """Over the plain runs of the same rounds; None for plain itself and where there is no pair of which plain wrote."""
     ttft_ms: float | None
     """Median over all requests; the same for TPOT, the milliseconds per token behind the first."""
     tpot_ms: float | None
@@ -121,6 +125,7 @@ def _row(contest: Contest, mine: list[Run], plain: dict[int, Run], reference: Ru
     method, concurrency = mine[0].method, mine[0].concurrency
     fidelity = contest.llm.method(method).facts.fidelity
     pairs = [(run, plain[run.round]) for run in mine if run.round in plain and method != PLAIN]
+    ratios = [run.speed / other.speed for run, other in pairs if other.tokens]
     answers = [answer for run in mine for answer in run.answers]
     tokens = sum(run.tokens for run in mine) or 1
     parts = {part: sum(run.parts[part] for run in mine) / tokens for part in mine[0].parts}
@@ -131,7 +136,7 @@ def _row(contest: Contest, mine: list[Run], plain: dict[int, Run], reference: Ru
         concurrency=concurrency,
         runs=len(mine),
         speeds=[run.speed for run in mine],
-        speedup=Spread.of([run.speed / other.speed for run, other in pairs if other.tokens]) if pairs else None,
+        speedup=Spread.of(ratios) if ratios else None,
         ttft_ms=_median([answer.ttft_ms for answer in answers if answer.ttft_ms is not None]),
         tpot_ms=_median(
             [
@@ -166,7 +171,7 @@ def _compare(row: Row, mine: list[Run], reference: Run) -> None:
     for run in mine:
         for place, (answer, expected) in enumerate(zip(run.answers, reference.answers, strict=True), 1):
             pairs = zip(answer.tokens, expected.tokens, strict=False)
-            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
             row.texts += 1
             row.equal += answer.tokens == expected.tokens
             same, total = same + common, total + max(len(answer.tokens), len(expected.tokens))

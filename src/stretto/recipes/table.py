@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+from heapq import nlargest
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.plain import Plain
@@ -21,9 +22,18 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *D
 def find_recipe(name: str) -> Recipe:
     """Return the row of that name. Raises ``ValueError`` with the nearest names for an unknown one."""
     if name not in RECIPES:
-        near = get_close_matches(str(name), RECIPES, 3) or sorted(RECIPES)
-        raise ValueError(f"method={name!r} is not known; did you mean {', '.join(near)}?")
+        raise ValueError(f"method={name!r} is not known; did you mean {', '.join(_nearest(str(name)))}?")
     return RECIPES[name]
+
+
+def _nearest(name: str) -> list[str]:
+    """Return the three names most like this one, by the whole or by one of the words in them."""
+
+    def likeness(known: str) -> tuple[float, float]:
+        whole, *words = (SequenceMatcher(None, name.lower(), each).ratio() for each in (known, *known.split("-")))
+        return max(whole, *words), whole
+
+    return nlargest(3, RECIPES, key=likeness)
 
 
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
