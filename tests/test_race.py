@@ -331,6 +331,8 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
     assert "<svg" in (out / "race.html").read_text()
     code, said, _ = stretto("--replay", str(again), *options)
     assert code == 0 and "tail" in said
+    code, said, errors = stretto("--prompts", f"{tmp_path}/p.txt", *options, "--methods", "tail,liar")
+    assert code == 1 and "WRONG: liar promises plain's text" in said and "texts were wrong with liar" in errors
     for wrong, told in [
         (["--methods", "taill"], "tail"),
         (["--concurrency", "0"], "concurrency"),

@@ -52,7 +52,10 @@ def run(
     replay: Path | None,
     record: Path | None,
 ) -> None:
-    """Race, then print the table and the advice and write what was asked for. Ctrl-C keeps what was measured."""
+    """Race, then print the table and the advice and write what was asked for. Ctrl-C keeps what was measured.
+
+    Raises ``RuntimeError`` at the end where a method broke its promise or requests failed.
+    """
     if bool(prompts) == (replay is not None):
         raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
     page, data = _places(out, json_file)
@@ -84,6 +87,8 @@ def run(
     )
     if contest.interrupted:
         raise KeyboardInterrupt
+    if broken := dict.fromkeys(row.method for row in result.rows if row.errors):
+        raise RuntimeError(f"requests failed or texts were wrong with {', '.join(broken)}: see what stands above")
 
 
 def _course(llm: LLM, prompts: list[Path], replay: Path | None, params: SamplingParams, limit: int | None) -> Course:
