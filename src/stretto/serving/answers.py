@@ -100,7 +100,8 @@ def ended(completion: Completion) -> str:
     """Return why a sample ended, where that is an answer; raise ``ApiError`` where it is an error."""
     reason = str(completion["finish_reason"])
     if reason == "error":
-        raise ApiError(500, str(completion["error"]), code="generation_failed")
+        status = 400 if completion["wrong"] else 500
+        raise ApiError(status, str(completion["error"]), code="generation_failed")
     if reason == "abort":
         raise ApiError(503, "the request was ended before its answer was whole; try again", code="aborted")
     if reason == "timeout" and not completion["token_ids"]:

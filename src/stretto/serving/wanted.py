@@ -37,6 +37,18 @@ PLAIN = (
     "tpot_ms",
 )
 """Fields that are sampling parameters as they stand."""
+TAKEN = {
+    "self",
+    "template",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "max_characters",
+    "max_seconds",
+}
+"""What is handed to the chat template beside its further variables, which may have no such name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +161,7 @@ def chat_ids(
     """Return the ids of a conversation in the model's chat template. Raises ``ApiError``."""
     if model.tokenizer is None:
         raise wrong(f"{model.name} has no tokenizer, so it takes token ids at /v1/completions alone", "messages")
-    taken = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "max_characters", "max_seconds"}
-    if overlap := sorted(taken & extra.keys()):
+    if overlap := sorted(TAKEN & extra.keys()):
         raise wrong(f"chat_template_kwargs may not hold {', '.join(overlap)}", "chat_template_kwargs")
     try:
         return model.tokenizer.encode_chat(
