@@ -1,4 +1,4 @@
-"""What is wrong in a request is the client's mistake, also where only writing shows it; what is wrong elsewhere is not."""
+"""What is wrong in a request is the client's mistake, also where only writing shows it; a broken checkpoint is not."""
 
 from __future__ import annotations
 

@@ -108,3 +108,18 @@ def test_a_tool_made_of_a_model_of_pydantic_is_called(ask: openai.OpenAI, choice
     )
     (call,) = told.choices[0].message.tool_calls
     assert Weather.model_validate(json.loads(call.function.arguments)).unit in Unit
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_in_the_clients_own_form_calls_nothing(ask: openai.OpenAI, stream: bool):
+    """Though it looks like a call, even of a tool that there is."""
+    form = {"const": {"name": "take", "parameters": {}}}
+    asked: dict[str, Any] = {"model": MODEL, "messages": TALK, "tools": [tool("take")], "max_tokens": 60}
+    asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "form", "schema": form}}
+    if stream:
+        choices = [choice for piece in ask.chat.completions.create(stream=True, **asked) for choice in piece.choices]
+        text, calls = "".join(each.delta.content or "" for each in choices), [each.delta.tool_calls for each in choices]
+    else:
+        choices = ask.chat.completions.create(**asked).choices
+        text, calls = choices[0].message.content, [choices[0].message.tool_calls]
+    assert json.loads(text) == form["const"] and not any(calls) and choices[-1].finish_reason == "stop"

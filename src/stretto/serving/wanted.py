@@ -70,7 +70,10 @@ class Wanted:
     params: dict[str, Any]
     method: str
     deadline_ms: float | None = None
-    tools: bool = False
+    tools: frozenset[str] = frozenset()
+    """Names of the tools that the answer may call."""
+    single: bool = False
+    """Whether it may call no more than one."""
     thinking: bool = False
     """Whether the prompt has opened a thinking block."""
     alternatives: int | None = None
@@ -139,6 +142,8 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
             raise wrong("tool_choice and a form of the answer exclude each other: leave one out", "tool_choice")
         name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
         params["mask"] = calling(tools, name, limits)
+    elif params.get("mask") is not None:
+        tools = None  # what has the client's own form is no call, however much it looks like one
     alternatives = None
     if body.logprobs:
         alternatives = body.top_logprobs or 0
@@ -146,8 +151,16 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
         params["logprobs"] = alternatives
     assert model.tokenizer is not None  # without one, chat_ids refuses
     opened = model.tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith("<think>")
-    thinking = opened and params.get("mask") is None
-    return _wanted(body, model, [prompt], params, alternatives=alternatives, tools=tools is not None, thinking=thinking)
+    return _wanted(
+        body,
+        model,
+        [prompt],
+        params,
+        alternatives=alternatives,
+        tools=frozenset(tool.function.name for tool in tools or ()),
+        single=body.parallel_tool_calls is False,
+        thinking=opened and params.get("mask") is None,
+    )
 
 
 def chat_ids(
