@@ -69,7 +69,7 @@ class Chats:
     def whole(self, done: Sequence[Completion]) -> dict[str, Any]:
         """Return the answer."""
         choices = [self._choice(index, completion) for index, completion in enumerate(done)]
-        return self.envelope.whole(choices, usage(self._wanted.prompts, done), costs(done))
+        return self.envelope.whole(choices, usage(self._wanted.prompts, done), costs(done, self._wanted.seed))
 
     def piece(self, index: int, event: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return the fields that a step added to a choice, as JSON, and why it ended if it has."""

@@ -20,9 +20,17 @@ NESTING = 64
 
 
 class Body(BaseModel):
-    """No field beyond those named."""
+    """No field beyond those named; one that is null is left out."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in data.items() if value is not None or key not in names}
 
 
 class Whole(Body):

@@ -139,7 +139,7 @@ class Service:
                     done[index] = event["completion"]
                     left -= 1
                     if not left:
-                        told = costs([done[each] for each in sorted(done)])
+                        told = costs([done[each] for each in sorted(done)], wanted.seed)
                 yield envelope.piece(index, content, finish, told)
         except (ValueError, RuntimeError) as error:
             raise self._failed(error) from None
@@ -157,7 +157,7 @@ class Service:
         for completion in done:
             self.metrics.finished(completion)
         self.metrics.prompt_tokens.inc(sum(map(len, wanted.prompts)))
-        state["told"] |= {**costs(done), **_counts(usage(wanted.prompts, done, wanted.silent))}
+        state["told"] |= {**costs(done, wanted.seed), **_counts(usage(wanted.prompts, done, wanted.silent))}
         if self.settings.log_prompts:
             tokenizer = self.model.tokenizer
             decode = (lambda ids: ids) if tokenizer is None else (lambda ids: tokenizer.decode(ids, False))

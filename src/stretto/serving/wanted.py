@@ -37,6 +37,8 @@ PLAIN = (
     "tpot_ms",
 )
 """Fields that are sampling parameters as they stand."""
+SEED_BITS = 53
+"""Of a seed that is drawn: JSON's readers in JavaScript round whole numbers beyond."""
 TAKEN = {
     "self",
     "template",
@@ -70,6 +72,8 @@ class Wanted:
     params: dict[str, Any]
     method: str
     deadline_ms: float | None = None
+    seed: int = 0
+    """As the client gave it, or as it was drawn."""
     tools: frozenset[str] = frozenset()
     """Names of the tools that the answer may call."""
     single: bool = False
@@ -211,11 +215,14 @@ def fits(method: str, fidelity: str, default: str) -> str:
 
 def _wanted(body: Sampling, model: Model, prompts: list[list[int]], params: dict[str, Any], **rest: Any) -> Wanted:
     method = fits(body.method or model.method, body.fidelity, model.method)
+    seed = params["seed"]
+    if -(2**63) <= seed < 0:
+        params["seed"] = seed + 2**64  # OpenAI's seeds have a sign, the engine's are the same bits without one
     try:
         SamplingParams.from_dict(params).validate(2**31)
     except ValueError as error:
         raise refused(error) from None
-    return Wanted(prompts, params, method, body.deadline_ms, **rest)
+    return Wanted(prompts, params, method, body.deadline_ms, seed, **rest)
 
 
 def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
@@ -224,7 +231,7 @@ def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
     params: dict[str, Any] = {
         RENAMED.get(name, name): value for name in PLAIN if (value := getattr(body, name)) is not None
     }
-    params["seed"] = secrets.randbits(63) if body.seed is None else body.seed
+    params["seed"] = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     if body.top_k is not None:
         params["top_k"] = max(body.top_k, 0) if body.top_k >= -1 else body.top_k
     if (n := body.n) is not None:
