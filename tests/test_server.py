@@ -92,7 +92,7 @@ def test_text_begins_as_its_tokenizer_begins_it_unless_told_otherwise():
         encode = staticmethod(lambda text: [1, 2, 3])
         encode_plain = staticmethod(lambda text: [2, 3])
 
-    model = Model(MODEL, Begins(), "plain", Limits())  # type: ignore[arg-type]  # what is asked of a tokenizer here
+    model = Model(MODEL, Begins(), "plain", Limits(), 2048)  # type: ignore[arg-type]  # what is asked of a tokenizer here
     for given, ids in (({}, [1, 2, 3]), ({"add_special_tokens": False}, [2, 3])):
         body = CompletionBody(model=MODEL, prompt=["Once", "Twice"], **given)
         assert completion_wanted(body, model).prompts == [ids, ids]
@@ -221,7 +221,7 @@ def test_a_seed_may_be_any_of_64_bits_with_a_sign_or_without(ask: openai.OpenAI,
 def test_a_drawn_seed_is_one_that_a_client_in_javascript_can_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("secrets.randbits", lambda bits: 2**bits - 1)
     body = CompletionBody(model=MODEL, prompt=[5])
-    assert completion_wanted(body, Model(MODEL, None, "plain", Limits())).seed == 2**53 - 1
+    assert completion_wanted(body, Model(MODEL, None, "plain", Limits(), 2048)).seed == 2**53 - 1
 
 
 NULLS: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -263,7 +263,7 @@ ERRORS: dict[str, tuple[type[openai.APIStatusError], dict[str, Any], str]] = {
     "too many samples": (openai.BadRequestError, {"n": 500}, "n"),
     "no token": (openai.BadRequestError, {"prompt": []}, "prompt"),
     "token that is none": (openai.BadRequestError, {"prompt": [10**7]}, None),
-    "prompt beyond the context": (openai.BadRequestError, {"prompt": [5] * 3000}, None),
+    "prompt beyond the context": (openai.BadRequestError, {"prompt": [5] * 3000}, "prompt"),
     "best_of": (openai.BadRequestError, {"best_of": 4}, "best_of"),
     "suffix": (openai.BadRequestError, {"suffix": "end"}, "suffix"),
     "unknown method": (openai.BadRequestError, {"extra_body": {"method": "plane"}}, "method"),
@@ -271,7 +271,7 @@ ERRORS: dict[str, tuple[type[openai.APIStatusError], dict[str, Any], str]] = {
     "long stop list": (openai.BadRequestError, {"stop": ["a"] * 17}, "stop"),
     "two forms": (openai.BadRequestError, {"extra_body": {"regex": "a", "grammar": "b"}}, "regex"),
     "regex too long": (openai.BadRequestError, {"extra_body": {"regex": "a" * 2001}}, "regex"),
-    "grammar that is none": (openai.BadRequestError, {"extra_body": {"grammar": "start: ("}}, None),
+    "grammar that is none": (openai.BadRequestError, {"extra_body": {"grammar": "start: ("}}, "grammar"),
 }
 
 

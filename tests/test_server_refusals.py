@@ -53,6 +53,56 @@ def test_a_wrong_request_is_told_so(address: str, name: str, stream: bool):
     assert error["type"] == "invalid_request_error" and said in error["message"]
 
 
+def formed(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+
+NO_SCHEMA = {"type": "json_schema"}
+BAD: dict[str, Any] = {"type": "no type"}
+MUST: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "a", "parameters": BAD}}],
+    "tool_choice": "required",
+}
+# What is wrong, and how ``param``, the message and ``code`` say so.
+NAMED: list[tuple[str, dict[str, Any], str, str, str | None]] = [
+    (TEXTS, {"regex": "("}, "regex", "regex", None),
+    (TEXTS, {"grammar": "start: ("}, "grammar", "grammar", None),
+    (TEXTS, {"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "regex", None),
+    (TEXTS, formed(BAD), "response_format", "no type", None),
+    (CHATS, formed(BAD), "response_format", "no type", None),
+    (CHATS, MUST, "tools", "no type", None),
+    (TEXTS, {"response_format": NO_SCHEMA}, "response_format.json_schema", "missing", "missing_field"),
+    (TEXTS, {"prompt": ["a", 1]}, "prompt", "expected str or list[str] or list[int] or list[list[int]]", None),
+    (TEXTS, {"stop": 3}, "stop", "expected str or list[str]", None),
+    (TEXTS, {"str": 3}, "str", "no such field", "unknown_field"),
+    (CHATS, {"tool_choice": "any"}, "tool_choice", "'none', 'auto' or 'required'", None),
+    (
+        CHATS,
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages.0.content.0.type",
+        "",
+        None,
+    ),
+    (TEXTS, {"prompt": [5] * 3000}, "prompt", "3000 tokens", "context_length_exceeded"),
+    (TEXTS, {"prompt": ["a", "fox " * 3000]}, "prompt", "context is 2048", "context_length_exceeded"),
+    (
+        CHATS,
+        {"messages": [{"role": "user", "content": "fox " * 3000}]},
+        "messages",
+        "context is 2048",
+        "context_length_exceeded",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "given", "param", "said", "code"), NAMED)
+def test_an_error_names_the_field_that_the_client_gave(
+    address: str, path: str, given: dict[str, Any], param: str, said: str, code: str | None
+):
+    status, error = told(address, path, given)
+    assert (status, error["param"], error["code"]) == (400, param, code) and said in error["message"]
+
+
 class Broken(Speller):
     """A checkpoint whose logits are no numbers."""
 

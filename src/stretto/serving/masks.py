@@ -17,8 +17,8 @@ VALUES = ("const", "enum", "default", "examples")
 """Those that hold values, which are no schemas."""
 
 
-def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) -> Mask | None:
-    """Return the token mask that a body asks for. Raises ``ApiError``, also where it asks for two."""
+def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) -> tuple[str, Mask] | None:
+    """Return the field that asks for a token mask, and the mask. Raises ``ApiError``, also where two ask for one."""
     found = {name: mask for name, mask in _asked(body, encode).items() if mask is not None}
     if len(found) > 1:
         names = " and ".join(found)
@@ -30,7 +30,7 @@ def mask_of(body: Sampling, limits: Limits, encode: Callable[[str], list[int]]) 
             check_length(name, told["pattern"], limits.regex)
         elif kind == "grammar":
             check_length(name, told["lark"], limits.grammar)
-    return next(iter(found.values()), None)
+    return next(iter(found.items()), None)
 
 
 def _asked(body: Sampling, encode: Callable[[str], list[int]]) -> dict[str, Mask | None]:
@@ -43,7 +43,8 @@ def _asked(body: Sampling, encode: Callable[[str], list[int]]) -> dict[str, Mask
         asked["response_format"] = ("json_object", {})
     elif form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
-            raise wrong("response_format.json_schema: missing; expected {'name': ..., 'schema': {...}}")
+            field = "response_format.json_schema"
+            raise wrong(f"{field}: missing; expected {{'name': ..., 'schema': {{...}}}}", field, "missing_field")
         asked["response_format"] = ("json_schema", {"schema": form.json_schema.schema_})
     if (told := body.structured_outputs) is not None:
         several: dict[str, Mask | None] = {

@@ -46,8 +46,8 @@ class Service:
         if self._model is None:
             if why is not None:
                 raise unavailable(why)
-            method, tokenizer = self.engine.info()["method"], self.engine.tokenizer
-            self._model = Model(self.settings.name, tokenizer, method, self.settings.limits)
+            info, tokenizer = self.engine.info(), self.engine.tokenizer
+            self._model = Model(self.settings.name, tokenizer, info["method"], self.settings.limits, info["context"])
             self._spelling = Spelling(tokenizer)
         return self._model
 
@@ -87,7 +87,7 @@ class Service:
         if body.stream:
             counted = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(self._pieces(streams, wanted, answer, counted, state))
-        done = await listening(request.receive, self._gather(streams))
+        done = await listening(request.receive, self._gather(streams, wanted))
         told = answer.whole(done)
         await self._keep(answer.envelope.id, wanted, done, state)
         return JSON(told)
@@ -103,10 +103,10 @@ class Service:
         except Exception as error:
             for stream in opened:
                 stream.close()
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         return opened
 
-    async def _gather(self, streams: Sequence[Stream]) -> list[Completion]:
+    async def _gather(self, streams: Sequence[Stream], wanted: Wanted) -> list[Completion]:
         """Return the samples of each stream in their order. Raises ``ApiError``."""
         done: list[list[Completion]] = [[] for _ in streams]
         try:
@@ -114,7 +114,7 @@ class Service:
                 if (completion := event.get("completion")) is not None:
                     done[number].append(completion)
         except (ValueError, RuntimeError) as error:
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         return [each for samples in done for each in sorted(samples, key=lambda each: int(each["index"]))]
 
     async def _pieces(
@@ -142,7 +142,7 @@ class Service:
                         told = costs([done[each] for each in sorted(done)], wanted.seed)
                 yield envelope.piece(index, content, finish, told)
         except (ValueError, RuntimeError) as error:
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         finally:
             await events.aclose()
         ordered = [done[each] for each in sorted(done)]
@@ -166,7 +166,7 @@ class Service:
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.keep, name, wanted, done)
 
-    def _failed(self, error: Exception) -> ApiError:
+    def _failed(self, error: Exception, wanted: Wanted) -> ApiError:
         """Return what the engine raised as an error of HTTP."""
         if isinstance(error, ApiError):
             return error
@@ -182,7 +182,7 @@ class Service:
             return ApiError(500, str(error), code="engine_died")
         if isinstance(error, ValueError):
             self.metrics.rejected.labels("refused").inc()
-            return refused(error)
+            return refused(error, wanted.form)
         return unavailable(self.engine.why_not_ready or str(error))
 
 

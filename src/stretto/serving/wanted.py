@@ -62,6 +62,8 @@ class Model:
     method: str
     """The default method."""
     limits: Limits
+    context: int
+    """Tokens that a prompt and what follows it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Wanted:
     deadline_ms: float | None = None
     seed: int = 0
     """As the client gave it, or as it was drawn."""
+    form: str | None = None
+    """The field that asks for the mask, if one does."""
     tools: frozenset[str] = frozenset()
     """Names of the tools that the answer may call."""
     single: bool = False
@@ -108,7 +112,7 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
         if body.echo
         else []
     )
-    params = _params(body, model, len(prompts))
+    params, form = _params(body, model, len(prompts))
     silent = body.max_tokens == 0 and bool(body.echo)
     if body.max_tokens is not None:
         params["max_tokens"] = 1 if silent else body.max_tokens
@@ -120,7 +124,15 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
         if body.echo:
             params["prompt_logprobs"] = body.logprobs
     return _wanted(
-        body, model, ids, params, alternatives=body.logprobs, echo=bool(body.echo), silent=silent, texts=texts
+        body,
+        model,
+        ids,
+        params,
+        form=form,
+        alternatives=body.logprobs,
+        echo=bool(body.echo),
+        silent=silent,
+        texts=texts,
     )
 
 
@@ -138,15 +150,15 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
     if body.reasoning_effort is not None:
         extra["reasoning_effort"] = body.reasoning_effort
     prompt = chat_ids(model, body.messages, tools, extra)
-    params = _params(body, model, 1)
+    params, form = _params(body, model, 1)
     most = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     params["max_tokens"] = most
     if tools is not None and (body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)):
-        if params.get("mask") is not None:
+        if form is not None:
             raise wrong("tool_choice and a form of the answer exclude each other: leave one out", "tool_choice")
         name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
-        params["mask"] = calling(tools, name, limits)
-    elif params.get("mask") is not None:
+        params["mask"], form = calling(tools, name, limits), "tools"
+    elif form is not None:
         tools = None  # what has the client's own form is no call, however much it looks like one
     alternatives = None
     if body.logprobs:
@@ -160,10 +172,11 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
         model,
         [prompt],
         params,
+        form=form,
         alternatives=alternatives,
         tools=frozenset(tool.function.name for tool in tools or ()),
         single=body.parallel_tool_calls is False,
-        thinking=opened and params.get("mask") is None,
+        thinking=opened and form is None,
     )
 
 
@@ -215,6 +228,14 @@ def fits(method: str, fidelity: str, default: str) -> str:
 
 def _wanted(body: Sampling, model: Model, prompts: list[list[int]], params: dict[str, Any], **rest: Any) -> Wanted:
     method = fits(body.method or model.method, body.fidelity, model.method)
+    longest = max(map(len, prompts))
+    if longest >= model.context:
+        raise wrong(
+            f"the prompt has {longest} tokens, the model's context is {model.context}: "
+            "shorten it so that at least one token can follow",
+            "messages" if isinstance(body, ChatBody) else "prompt",
+            "context_length_exceeded",
+        )
     seed = params["seed"]
     if -(2**63) <= seed < 0:
         params["seed"] = seed + 2**64  # OpenAI's seeds have a sign, the engine's are the same bits without one
@@ -225,8 +246,8 @@ def _wanted(body: Sampling, model: Model, prompts: list[list[int]], params: dict
     return Wanted(prompts, params, method, body.deadline_ms, seed, **rest)
 
 
-def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
-    """Return the sampling parameters that a body gives, its seed drawn where it has none."""
+def _params(body: Sampling, model: Model, prompts: int) -> tuple[dict[str, Any], str | None]:
+    """Return the sampling parameters that a body gives, its seed drawn where it has none, and its mask's field."""
     limits = model.limits
     params: dict[str, Any] = {
         RENAMED.get(name, name): value for name in PLAIN if (value := getattr(body, name)) is not None
@@ -249,10 +270,11 @@ def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
     if body.stream_options is not None and not body.stream:
         raise wrong("stream_options needs stream: true", "stream_options")
     tokenizer = model.tokenizer
-    mask = mask_of(body, limits, lambda text: _encoded_plain(text, tokenizer))
-    if mask is not None:
-        params["mask"] = mask
-    return params
+    asked = mask_of(body, limits, lambda text: _encoded_plain(text, tokenizer))
+    if asked is None:
+        return params, None
+    form, params["mask"] = asked
+    return params, form
 
 
 def _prompts(prompt: str | Sequence[Any]) -> list[str | list[int]]:
