@@ -30,7 +30,8 @@ DEEPSEEK_R1 = (
 )
 ANALYSIS = "<|channel|>analysis<|message|>Hm.<|end|>"
 ASK_IN_CHANNEL = '<|channel|>commentary to=functions.ask <|constrain|>json<|message|>{"n": 1}<|call|>'
-CASES: list[tuple[str, dict[str, bool], Reply]] = [
+OTHER = {"tools": True, "names": {"other"}}
+CASES: list[tuple[str, dict[str, Any], Reply]] = [
     ("Hello.", {}, Reply("Hello.")),
     ("  \n Hello.\n", {}, Reply("  \n Hello.\n")),
     ("<think>\nHm.\n</think>\n\nYes.", {}, Reply("Yes.", "Hm.\n")),
@@ -111,11 +112,14 @@ CASES: list[tuple[str, dict[str, bool], Reply]] = [
     ("<|channel|> is a token <|message|> too.", {}, Reply("<|channel|> is a token <|message|> too.")),
     ("<|channel|>" + "a" * 300, {}, Reply("<|channel|>" + "a" * 300)),
     ("to=everyone: hello", {}, Reply("to=everyone: hello")),
+    (f"Wait.{HERMES}", {"tools": True, "names": {"ask"}}, Reply("Wait.", tool_calls=ASK)),
+    *((text, OTHER, Reply(text)) for text in (HERMES, DEEPSEEK, '{"name": "ask", "parameters": {"n": 1}}')),
+    (f"{ANALYSIS}<|start|>assistant{ASK_IN_CHANNEL}", OTHER, Reply('{"n": 1}', "Hm.")),
 ]
 
 
 @pytest.mark.parametrize(("text", "options", "expected"), CASES)
-def test_common_formats_are_read_into_fields(text: str, options: dict[str, bool], expected: Reply) -> None:
+def test_common_formats_are_read_into_fields(text: str, options: dict[str, Any], expected: Reply) -> None:
     assert parse(text, **options) == expected
 
 

@@ -14,7 +14,7 @@ from server import ENGINE, client, post, served
 from stretto import LLM, SamplingParams
 from stretto.serving.answers import ended
 from stretto.serving.errors import ApiError
-from stretto.serving.fields import CompletionBody
+from stretto.serving.fields import ChatBody, CompletionBody, TokenizeBody
 from stretto.serving.settings import Limits
 from stretto.serving.wanted import Model, completion_wanted
 
@@ -92,7 +92,7 @@ def test_text_begins_as_its_tokenizer_begins_it_unless_told_otherwise():
         encode = staticmethod(lambda text: [1, 2, 3])
         encode_plain = staticmethod(lambda text: [2, 3])
 
-    model = Model(MODEL, Begins(), "plain", Limits())  # type: ignore[arg-type]  # what is asked of a tokenizer here
+    model = Model(MODEL, Begins(), "plain", Limits(), 2048)  # type: ignore[arg-type]  # what is asked of a tokenizer here
     for given, ids in (({}, [1, 2, 3]), ({"add_special_tokens": False}, [2, 3])):
         body = CompletionBody(model=MODEL, prompt=["Once", "Twice"], **given)
         assert completion_wanted(body, model).prompts == [ids, ids]
@@ -126,9 +126,21 @@ def test_echo_with_log_probabilities_is_what_the_model_thinks_of_the_prompt(ask:
     for i in range(1, len(prompt)):
         best = float(logits[i - 1].max())
         assert max(choice.logprobs.top_logprobs[i].values()) == pytest.approx(best, abs=1e-4)
-    offsets = choice.logprobs.text_offset
     shown = [token for token in choice.logprobs.tokens if not token.startswith("<|")]
-    assert "".join(shown) == choice.text and offsets[-1] == len(choice.text) - len(shown[-1])
+    assert "".join(shown) == choice.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["Once upon a time", "hé €😀 x", "日本😀"])
+def test_offsets_of_tokens_lead_into_the_text(ask: openai.OpenAI, llm: LLM, prompt: str, stream: bool):
+    """Also where a token is part of a character, and where what is written begins."""
+    asked = ASKED | {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": 6, "seed": 2}
+    found = ask.completions.create(stream=True, **asked) if stream else [ask.completions.create(**asked)]
+    pieces = [piece.choices[0] for piece in found if piece.choices]
+    ids, said = llm.tokenizer.encode(prompt), ours({"max_tokens": 6, "seed": 2})
+    ids += llm.generate(prompt, said)[0].token_ids
+    whole = [len(llm.tokenizer.decode(ids[:count]).rstrip("\ufffd")) for count in range(len(ids))]
+    assert [place for piece in pieces for place in piece.logprobs.text_offset] == whole
 
 
 @pytest.mark.parametrize("most", [0, 5])
@@ -196,6 +208,44 @@ def test_an_answer_says_how_it_was_made(ask: openai.OpenAI, llm: LLM):
     assert again.choices[0].text == unseeded["choices"][0]["text"]
 
 
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64 - 1, 0])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_seed_may_be_any_of_64_bits_with_a_sign_or_without(ask: openai.OpenAI, llm: LLM, seed: int, stream: bool):
+    told = ask.completions.create(prompt="Once", stream=stream, **ASKED | {"seed": seed})
+    pieces = [piece.model_dump() for piece in (told if stream else [told])]
+    (expected,) = llm.generate("Once", ours({"seed": seed % 2**64}))
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == expected.text
+    assert pieces[-1]["stretto"]["seed"] == seed
+
+
+def test_a_drawn_seed_is_one_that_a_client_in_javascript_can_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("secrets.randbits", lambda bits: 2**bits - 1)
+    body = CompletionBody(model=MODEL, prompt=[5])
+    assert completion_wanted(body, Model(MODEL, None, "plain", Limits(), 2048)).seed == 2**53 - 1
+
+
+NULLS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("/v1/completions", {"prompt": "Once", "model": MODEL, "max_tokens": 2}, list(CompletionBody.model_fields)),
+    ("/v1/chat/completions", {"messages": TALK, "model": MODEL, "max_tokens": 2}, list(ChatBody.model_fields)),
+    ("/tokenize", {"prompt": "Once"}, list(TokenizeBody.model_fields)),
+]
+
+
+@pytest.mark.parametrize(("path", "needed", "names"), NULLS, ids=[path for path, _, _ in NULLS])
+def test_a_field_that_is_null_is_as_good_as_left_out(address: str, path: str, needed: dict[str, Any], names: list[str]):
+    def answer(body: dict[str, Any]) -> Any:
+        told = post(address, path, body).json()
+        return told.get("choices", told)
+
+    seeded = needed | ({} if path == "/tokenize" else {"seed": 5})
+    expected = answer(seeded)
+    assert answer(dict.fromkeys(names) | seeded) == expected
+    if path != "/tokenize":
+        usage = {"stream": True, "stream_options": {"include_usage": None}}
+        assert post(address, path, needed | usage).status_code == 200
+    assert post(address, path, needed | {"nothing": None}).json()["error"]["code"] == "unknown_field"
+
+
 def test_a_method_must_keep_what_is_asked_of_it(ask: openai.OpenAI):
     made = ask.completions.create(prompt="Once", extra_body={"method": "lookahead"}, **ASKED).model_dump()
     assert made["stretto"]["method"] == "lookahead"
@@ -213,7 +263,7 @@ ERRORS: dict[str, tuple[type[openai.APIStatusError], dict[str, Any], str]] = {
     "too many samples": (openai.BadRequestError, {"n": 500}, "n"),
     "no token": (openai.BadRequestError, {"prompt": []}, "prompt"),
     "token that is none": (openai.BadRequestError, {"prompt": [10**7]}, None),
-    "prompt beyond the context": (openai.BadRequestError, {"prompt": [5] * 3000}, None),
+    "prompt beyond the context": (openai.BadRequestError, {"prompt": [5] * 3000}, "prompt"),
     "best_of": (openai.BadRequestError, {"best_of": 4}, "best_of"),
     "suffix": (openai.BadRequestError, {"suffix": "end"}, "suffix"),
     "unknown method": (openai.BadRequestError, {"extra_body": {"method": "plane"}}, "method"),
@@ -221,7 +271,7 @@ ERRORS: dict[str, tuple[type[openai.APIStatusError], dict[str, Any], str]] = {
     "long stop list": (openai.BadRequestError, {"stop": ["a"] * 17}, "stop"),
     "two forms": (openai.BadRequestError, {"extra_body": {"regex": "a", "grammar": "b"}}, "regex"),
     "regex too long": (openai.BadRequestError, {"extra_body": {"regex": "a" * 2001}}, "regex"),
-    "grammar that is none": (openai.BadRequestError, {"extra_body": {"grammar": "start: ("}}, None),
+    "grammar that is none": (openai.BadRequestError, {"extra_body": {"grammar": "start: ("}}, "grammar"),
 }
 
 

@@ -12,9 +12,14 @@ from typing import Any
 
 import openai
 import pytest
+import tokenizers
 from server import Speller, client, served
+from small_tokenizers import byte_level
 
-from stretto.tokens import Tokenizer
+from stretto.serving.answers import Spelling
+from stretto.serving.chats import Chats
+from stretto.serving.wanted import Wanted
+from stretto.tokens import Tokenizer, harmony
 from stretto.weights.resolve import resolve
 
 MODEL = "stretto-tiny"
@@ -104,6 +109,18 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "two calls of Mistral": (MISTRAL, {"tools": TOOLS}, {**plain("", "tool_calls"), "tool_calls": [ONE, ONE]}),
     "a bare call": (json.dumps(CALL), {"tools": TOOLS}, {**plain("", "tool_calls"), "tool_calls": [ONE]}),
+    "no more than one call": (
+        f"Wait.{HERMES}{HERMES}",
+        {"tools": TOOLS, "parallel_tool_calls": False},
+        {**plain("Wait.", "tool_calls"), "tool_calls": [ONE]},
+    ),
+    "one call of two at once": (
+        MISTRAL,
+        {"tools": TOOLS, "parallel_tool_calls": False},
+        {**plain("", "tool_calls"), "tool_calls": [ONE]},
+    ),
+    "a call of no tool": (HERMES.replace("ask", "tell"), {"tools": TOOLS}, plain(HERMES.replace("ask", "tell"))),
+    "a call where there are no tools": (HERMES, {}, plain(HERMES)),
     "almost a call": ("<tool_call>no</tool_call>!", {"tools": TOOLS}, plain("<tool_call>no</tool_call>!")),
     "a call that is cut off": ('<tool_call>{"name": "a', {"tools": TOOLS}, plain('<tool_call>{"name": "a')),
 }
@@ -118,6 +135,19 @@ def test_a_text_is_told_the_same_whole_and_streamed(ask: openai.OpenAI, say: Cal
     found, pieces = streamed(ask, **asked)
     assert found == expected
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_thinking_in_channels_is_no_content():
+    """The channels of gpt-oss, whose markers are special tokens: the text alone does not show where they are."""
+    core = tokenizers.Tokenizer.from_str(byte_level()._core.to_str())
+    core.add_special_tokens(list(harmony.MARKERS))
+    tokenizer = Tokenizer(core, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+    written = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>"
+    ids = tokenizer.encode_plain(written)
+    speech = Chats(Wanted([[0]], {}, "plain"), Spelling(tokenizer), tokenizer, MODEL, "", stream=True)
+    event = {"text": tokenizer.decode(ids), "token_ids": ids, "completion": {"finish_reason": "stop"}}
+    delta = json.loads(f"{{{speech.piece(0, event)[0]}}}")["delta"]
+    assert (delta["content"], delta["reasoning_content"]) == ("Yes.", "Hm.")
 
 
 def test_text_streams_while_it_is_written(ask: openai.OpenAI, say: Callable[[str], None]):

@@ -167,6 +167,8 @@ def _meanings() -> dict[str, str]:
 def _limits(name: str) -> str:
     if name == "temperature":
         return f"0, or {params.MIN_TEMPERATURE:g} to {params.MAX_TEMPERATURE:g}"
+    if name == "logit_bias":
+        return f"-{params.MAX_BIAS:g} to {params.MAX_BIAS:g} each"
     if name in params.NUMBERS:
         low, inclusive, high, optional, _ = params.NUMBERS[name]
         span = f"{'' if inclusive else 'above '}{low:g} to {high:g}"

@@ -215,5 +215,6 @@ def test_a_mask_that_raises_costs_its_own_request_and_no_drafter(company, plain,
         run(engine, *asked)
     assert [text(each) for each in asked[1:]] == plain
     assert "the mask broke" in (asked[0].error or "") or where == "forced"
+    assert asked[0].wrong == (asked[0].error is not None)
     assert method.drafters == drafters and not [r for r in caplog.records if "dropped" in r.getMessage()]
     assert lone or where != "allowed"

@@ -21,13 +21,15 @@ INTEGERS: dict[str, tuple[int | None, int | None, bool, str]] = {
 NUMBERS: dict[str, tuple[float, bool, float, bool, str]] = {
     "top_p": (0.0, False, 1.0, False, "use 1.0 to switch it off"),
     "min_p": (0.0, True, 1.0, False, "use 0.0 to switch it off"),
-    "repetition_penalty": (0.0, False, 100.0, False, "use 1.0 to switch it off"),
+    "repetition_penalty": (0.01, True, 100.0, False, "use 1.0 to switch it off"),
     "frequency_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "presence_penalty": (-100.0, True, 100.0, False, "use 0.0 to switch it off"),
     "ttft_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
     "tpot_ms": (0.0, False, 1e12, True, "give milliseconds, or None for no goal"),
 }
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
+MAX_BIAS = 1e4
+"""Of a token's logit, up or down: more than decides anything, and far from what float32 cannot hold."""
 
 
 def _refuse(name: str, value: object, expected: str, remedy: str) -> NoReturn:
@@ -155,8 +157,9 @@ class SamplingParams:
             _refuse("logit_bias", self.logit_bias, "a mapping of token id to number", "use {} for none")
         check("logit_bias", self.logit_bias, list(self.logit_bias))
         for token, bias in self.logit_bias.items():
-            if not _is_number(bias):
-                _refuse("logit_bias", self.logit_bias, "finite numbers", f"correct that of {token}; ban by `banned`")
+            if not _is_number(bias) or abs(bias) > MAX_BIAS:
+                expected = f"numbers from -{MAX_BIAS:g} to {MAX_BIAS:g}"
+                _refuse("logit_bias", self.logit_bias, expected, f"correct that of {token}; ban by `banned`")
         if not isinstance(self.stop_token_ids, tuple):
             _refuse("stop_token_ids", self.stop_token_ids, "a tuple of token ids", "use () for none")
         check("stop_token_ids", self.stop_token_ids, self.stop_token_ids)

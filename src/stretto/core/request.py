@@ -111,6 +111,8 @@ class Request:
     phase: Phase = Phase.WAITING
     finish: str | None = None
     error: str | None = None
+    wrong: bool = False
+    """Whether the error lies in what was asked, such as a mask and bans that together allow no token."""
     stats: Stats = field(default_factory=Stats)
     order: int = 0
     """Arrival number: lower came first."""
@@ -148,6 +150,8 @@ class Committed:
     """(scratch row, position): rows of that model that move from scratch to the request's blocks."""
     finish: str | None = None
     error: str | None = None
+    wrong: bool = False
+    """Whether the error lies in what was asked (see ``Request.wrong``)."""
     logits: Tensor | None = None
     """float32 [len(tokens), vocab] where logprobs are wanted: the rows at which the tokens were chosen."""
     prompt_logprobs: Sequence[tuple[int, dict[int, float]]] = ()

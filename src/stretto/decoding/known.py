@@ -16,12 +16,13 @@ CHOICE_ERRORS = {
 NOTHING_LEFT = "no token is allowed: mask, bans, min_tokens and logit bias together forbid the whole vocabulary"
 
 
-def choice_error(code: int, request: Request) -> str:
-    """Return the message for a negative result of ``choose`` behind the committed text of ``request``."""
-    met = trouble(request.state.committed.mask, request.state.mask_state)
-    if code == NOTHING_ALLOWED and met:
-        return f"the mask cannot go on from here: {met}; use a simpler one"
-    return CHOICE_ERRORS.get(code, NOTHING_LEFT)
+def fail(committed: Committed, code: int) -> None:
+    """Write into a commit what a negative result of ``choose`` means, behind the committed text of its request."""
+    state = committed.request.state
+    committed.wrong = code == NOTHING_ALLOWED
+    committed.error = CHOICE_ERRORS.get(code, NOTHING_LEFT)
+    if committed.wrong and (met := trouble(state.committed.mask, state.mask_state)):
+        committed.error = f"the mask cannot go on from here: {met}; use a simpler one"
 
 
 def known_chunk(request: Request, rows: int) -> Chunk:
@@ -67,7 +68,7 @@ def commit_known(requests: Sequence[Request], chunks: Sequence[Chunk], outputs: 
         chosen = choose(logits, [c.request.state for c in choosing], rows=places)
         for place, committed, token in zip(places, choosing, chosen, strict=True):
             if token < 0:
-                committed.error = choice_error(token, committed.request)
+                fail(committed, token)
                 continue
             committed.tokens = (token,)
             committed.finish = committed.request.state.ends(token)

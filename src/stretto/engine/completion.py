@@ -34,6 +34,8 @@ class Completion:
     """Per prompt token; None for the first."""
     stats: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    wrong: bool = False
+    """Whether the error lies in what was asked: no checkpoint could have answered it."""
     reply: Reply | None = None
     """Of an answer in a conversation: its thinking, text and tool calls."""
 
@@ -77,6 +79,7 @@ def complete(
         prompt_logprobs=places_of_prompt(request) if asked else None,
         stats=request.stats.to_dict(),
         error=request.error,
+        wrong=request.wrong,
     )
 
 
@@ -104,4 +107,4 @@ def reply_of(request: Request, tokenizer: Tokenizer | None, tools: bool) -> Repl
 
 def refused(prompt_index: int, error: Exception, method: str) -> Completion:
     """Return the completion of a request that was wrong from the start."""
-    return Completion(prompt_index, 0, "", [], "error", 0, "", method, "exact", error=str(error))
+    return Completion(prompt_index, 0, "", [], "error", 0, "", method, "exact", error=str(error), wrong=True)

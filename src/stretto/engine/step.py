@@ -21,6 +21,7 @@ from stretto.cache.manager import ModelCache, View
 from stretto.core.batch import Model
 from stretto.core.choose import logprobs
 from stretto.core.chunk import Chunk, Output
+from stretto.core.masks import MaskError
 from stretto.core.request import Committed, Delta, Phase, Request, Stats
 from stretto.decoding.method import DecodingMethod, Load
 from stretto.engine.asking import check_rows, commits, forget, proposals
@@ -316,7 +317,7 @@ class Engine:
         """Make a commit true: rows kept, watermark, tokens, text, finish."""
         request = committed.request
         if committed.error is not None:
-            self._end(request, "error", committed.error)
+            self._end(request, "error", committed.error, committed.wrong)
             return None
         view: View = request.views[request.model]
         if committed.keep:
@@ -371,11 +372,11 @@ class Engine:
     def _fail(self, request: Request, error: Exception) -> None:
         log.debug("request %d failed", request.id, exc_info=error)
         if request.phase is not Phase.DONE:
-            self._end(request, "error", f"{type(error).__name__}: {error}")
+            self._end(request, "error", f"{type(error).__name__}: {error}", isinstance(error, MaskError))
 
-    def _end(self, request: Request, finish: str, error: str | None = None) -> None:
+    def _end(self, request: Request, finish: str, error: str | None = None, wrong: bool = False) -> None:
         """Free everything of the request and leave its last delta."""
-        request.finish, request.error = finish, error
+        request.finish, request.error, request.wrong = finish, error, wrong
         request.stats.finished = time.monotonic()
         self.scheduler.remove(request)
         forget(self.methods[request.method], request)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stretto.serving.errors import ApiError
+from stretto.tokens.detokenize import StreamDecoder
 from stretto.tokens.tokenizer import Tokenizer
 
 Completion = dict[str, Any]
@@ -30,10 +31,9 @@ class Spelling:
             known = self._known[token] = self._spelled(token)
         return known
 
-    def length(self, token: int) -> int:
-        """Return how many characters the token adds to a text: special ones add none."""
-        shown = self._tokenizer is not None and self._tokenizer.shows(token)
-        return len(self.of(token)[0]) if shown else 0
+    def offsets(self) -> Offsets:
+        """Return what counts the characters of a text that begins."""
+        return Offsets(self._tokenizer)
 
     def _spelled(self, token: int) -> tuple[str, list[int]]:
         tokenizer = self._tokenizer
@@ -47,6 +47,31 @@ class Spelling:
                 return "bytes:" + "".join(f"\\x{byte:02x}" for byte in held), list(held)
         text = tokenizer.decode([token], skip_special=False)
         return text, list(text.encode())
+
+
+class Offsets:
+    """Where in a text its tokens begin, in characters: parts of a character where that does, special ones add none."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = self._begun()
+        self._at = 0
+
+    def of(self, token: int) -> int:
+        """Return where the next token begins."""
+        begin = self._at
+        if self._decoder is not None:
+            self._at += len(self._decoder.push((token,)))
+        return begin
+
+    def begin(self) -> None:
+        """Let the text end, half a character included, and another one stand behind it."""
+        if self._decoder is not None:
+            self._at += len(self._decoder.finish())
+        self._decoder = self._begun()
+
+    def _begun(self) -> StreamDecoder | None:
+        return None if self._tokenizer is None else StreamDecoder(self._tokenizer)
 
 
 def ranked(found: Mapping[int, float], most: int) -> list[tuple[int, float]]:
@@ -67,8 +92,11 @@ def usage(prompts: Sequence[Sequence[int]], done: Sequence[Completion], silent: 
     }
 
 
-def costs(done: Sequence[Completion]) -> dict[str, Any]:
-    """Return ``stretto``, what the samples of one answer took: counts are sums, times those of the longest."""
+def costs(done: Sequence[Completion], seed: int) -> dict[str, Any]:
+    """Return ``stretto``, what the samples of one answer took: counts are sums, times those of the longest.
+
+    ``seed``: as it was asked for.
+    """
     first, stats = done[0], [each["stats"] for each in done]
     tokens = sum(len(each["token_ids"]) for each in done)
     steps = sum(each["steps"] for each in stats)
@@ -77,7 +105,7 @@ def costs(done: Sequence[Completion]) -> dict[str, Any]:
         "method": first["method"],
         "fidelity": first["fidelity"],
         "numerics": first["fingerprint"],
-        "seed": first["seed"],
+        "seed": seed,
         "drafted": sum(each["drafted"] for each in stats),
         "accepted": sum(each["accepted"] for each in stats),
         "acceptance_length": round(tokens / steps, 3) if steps else None,
@@ -100,7 +128,8 @@ def ended(completion: Completion) -> str:
     """Return why a sample ended, where that is an answer; raise ``ApiError`` where it is an error."""
     reason = str(completion["finish_reason"])
     if reason == "error":
-        raise ApiError(500, str(completion["error"]), code="generation_failed")
+        status = 400 if completion["wrong"] else 500
+        raise ApiError(status, str(completion["error"]), code="generation_failed")
     if reason == "abort":
         raise ApiError(503, "the request was ended before its answer was whole; try again", code="aborted")
     if reason == "timeout" and not completion["token_ids"]:

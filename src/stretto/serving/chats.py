@@ -10,7 +10,7 @@ from typing import Any
 from stretto.serving.answers import Completion, Envelope, Spelling, costs, ended, ranked, usage
 from stretto.serving.wanted import Wanted
 from stretto.tokens.detokenize import TextStream
-from stretto.tokens.replies import MARKERS, Reply, ReplyParser, ToolCall
+from stretto.tokens.replies import Reply, ReplyParser, ToolCall, marker_ids
 from stretto.tokens.tokenizer import Tokenizer
 
 
@@ -21,7 +21,8 @@ class Speech:
     """
 
     def __init__(self, wanted: Wanted, tokenizer: Tokenizer, reveal: frozenset[int]) -> None:
-        self._parser = ReplyParser(wanted.thinking, wanted.tools)
+        self._parser = ReplyParser(wanted.thinking, bool(wanted.tools), wanted.tools)
+        self._single = wanted.single
         params = wanted.params
         self._stream = (
             TextStream(
@@ -36,6 +37,7 @@ class Speech:
         )
         self.begun = False
         self.calls = 0
+        """Told so far."""
 
     def push(self, event: Mapping[str, Any]) -> Reply:
         """Return what an event of the engine adds to the reply."""
@@ -46,6 +48,9 @@ class Speech:
         found = self._parser.push(text)
         if last:
             found.add(self._parser.finish())
+        if self._single:
+            del found.tool_calls[0 if self.calls else 1 :]
+        self.calls += len(found.tool_calls)
         return found
 
 
@@ -58,13 +63,13 @@ class Chats:
         kind = "chat.completion.chunk" if stream else "chat.completion"
         self.envelope = Envelope(kind, "chatcmpl", model, fingerprint)
         self._wanted, self._spelling, self._tokenizer = wanted, spelling, tokenizer
-        self._reveal = tokenizer.special_ids(MARKERS)
+        self._reveal = marker_ids(tokenizer)
         self._speeches: dict[int, Speech] = {}
 
     def whole(self, done: Sequence[Completion]) -> dict[str, Any]:
         """Return the answer."""
         choices = [self._choice(index, completion) for index, completion in enumerate(done)]
-        return self.envelope.whole(choices, usage(self._wanted.prompts, done), costs(done))
+        return self.envelope.whole(choices, usage(self._wanted.prompts, done), costs(done, self._wanted.seed))
 
     def piece(self, index: int, event: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return the fields that a step added to a choice, as JSON, and why it ended if it has."""
@@ -83,9 +88,8 @@ class Chats:
         if found.thinking:
             delta["reasoning_content"] = json.dumps(found.thinking)
         if found.tool_calls:
-            numbered = enumerate(found.tool_calls, speech.calls)
+            numbered = enumerate(found.tool_calls, speech.calls - len(found.tool_calls))
             delta["tool_calls"] = json.dumps([{"index": place, **_call(call)} for place, call in numbered])
-            speech.calls += len(found.tool_calls)
         if finish == "stop" and speech.calls:
             finish = "tool_calls"
         logprobs = "null"

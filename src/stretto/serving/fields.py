@@ -24,16 +24,20 @@ FIELDS = 64
 
 
 class Body(BaseModel):
-    """No field beyond those named."""
+    """No field beyond those named; one that is null is left out."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _few(cls, data: Any) -> Any:
-        if isinstance(data, dict) and len(data) > FIELDS:
+    def _given(cls, data: Any) -> Any:
+        """Null says what leaving a field out says."""
+        if not isinstance(data, dict):
+            return data
+        if len(data) > FIELDS:
             raise ValueError(f"{len(data)} fields, expected at most {FIELDS}")
-        return data
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in data.items() if value is not None or key not in names}
 
 
 Item = TypeVar("Item")

@@ -47,8 +47,8 @@ class Service:
         if self._model is None:
             if why is not None:
                 raise unavailable(why)
-            method, tokenizer = self.engine.info()["method"], self.engine.tokenizer
-            self._model = Model(self.settings.name, tokenizer, method, self.settings.limits)
+            info, tokenizer = self.engine.info(), self.engine.tokenizer
+            self._model = Model(self.settings.name, tokenizer, info["method"], self.settings.limits, info["context"])
             self._spelling = Spelling(tokenizer)
         return self._model
 
@@ -88,7 +88,7 @@ class Service:
         if body.stream:
             counted = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(self._pieces(streams, wanted, answer, counted, state))
-        done = await listening(request.receive, self._gather(streams))
+        done = await listening(request.receive, self._gather(streams, wanted))
         told = answer.whole(done)
         await self._keep(answer.envelope.id, wanted, done, state)
         return JSON(told)
@@ -104,10 +104,10 @@ class Service:
         except Exception as error:
             for stream in opened:
                 stream.close()
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         return opened
 
-    async def _gather(self, streams: Sequence[Stream]) -> list[Completion]:
+    async def _gather(self, streams: Sequence[Stream], wanted: Wanted) -> list[Completion]:
         """Return the samples of each stream in their order. Raises ``ApiError``."""
         done: list[list[Completion]] = [[] for _ in streams]
         try:
@@ -115,7 +115,7 @@ class Service:
                 if (completion := event.get("completion")) is not None:
                     done[number].append(completion)
         except (ValueError, RuntimeError) as error:
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         return [each for samples in done for each in sorted(samples, key=lambda each: int(each["index"]))]
 
     async def _pieces(
@@ -140,10 +140,10 @@ class Service:
                     done[index] = event["completion"]
                     left -= 1
                     if not left:
-                        told = costs([done[each] for each in sorted(done)])
+                        told = costs([done[each] for each in sorted(done)], wanted.seed)
                 yield envelope.piece(index, content, finish, told)
         except (ValueError, RuntimeError) as error:
-            raise self._failed(error) from None
+            raise self._failed(error, wanted) from None
         finally:
             await events.aclose()
         ordered = [done[each] for each in sorted(done)]
@@ -158,7 +158,7 @@ class Service:
         for completion in done:
             self.metrics.finished(completion)
         self.metrics.prompt_tokens.inc(sum(map(len, wanted.prompts)))
-        state["told"] |= {**costs(done), **_counts(usage(wanted.prompts, done, wanted.silent))}
+        state["told"] |= {**costs(done, wanted.seed), **_counts(usage(wanted.prompts, done, wanted.silent))}
         if self.settings.log_prompts:
             tokenizer = self.model.tokenizer
             decode = (lambda ids: ids) if tokenizer is None else (lambda ids: tokenizer.decode(ids, False))
@@ -170,7 +170,7 @@ class Service:
             except OSError as error:  # the answer stands all the same
                 tell("not recorded", request=name, why=str(error))
 
-    def _failed(self, error: Exception) -> ApiError:
+    def _failed(self, error: Exception, wanted: Wanted) -> ApiError:
         """Return what the engine raised as an error of HTTP."""
         if isinstance(error, ApiError):
             return error
@@ -186,7 +186,7 @@ class Service:
             return ApiError(500, str(error), code="engine_died")
         if isinstance(error, ValueError):
             self.metrics.rejected.labels("refused").inc()
-            return refused(error)
+            return refused(error, wanted.form)
         return unavailable(self.engine.why_not_ready or str(error))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stretto.serving.answers import Completion, Envelope, Spelling, costs, ended, ranked, usage
+from stretto.serving.answers import Completion, Envelope, Offsets, Spelling, costs, ended, ranked, usage
 from stretto.serving.wanted import Wanted
 
 Places = Sequence[Mapping[int, float] | None]
@@ -20,13 +21,13 @@ class Texts:
         self._wanted, self._spelling = wanted, spelling
         self._samples = int(wanted.params.get("n", 1))
         self._begun: set[int] = set()
-        self._offsets: dict[int, int] = {}
+        self._offsets = defaultdict[int, Offsets](spelling.offsets)
 
     def whole(self, done: Sequence[Completion]) -> dict[str, Any]:
         """Return the answer; ``done``: the samples of the first prompt, those of the next, and so on."""
         wanted = self._wanted
         choices = [self._choice(index, completion) for index, completion in enumerate(done)]
-        return self.envelope.whole(choices, usage(wanted.prompts, done, wanted.silent), costs(done))
+        return self.envelope.whole(choices, usage(wanted.prompts, done, wanted.silent), costs(done, wanted.seed))
 
     def piece(self, index: int, event: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return the fields that a step added to a choice, as JSON, and why it ended if it has."""
@@ -36,13 +37,15 @@ class Texts:
         text, tokens, places = event["text"], event["token_ids"], event.get("logprobs") or []
         if wanted.silent:
             text, tokens, places = "", [], []
+        echoed = 0
         if wanted.echo and index not in self._begun:
             self._begun.add(index)
             prompt = index // self._samples
+            echoed = len(wanted.prompts[prompt])
             text = wanted.texts[prompt] + text
             tokens = [*wanted.prompts[prompt], *tokens]
             places = [*(event.get("prompt_logprobs") or []), *places]
-        logprobs = "null" if wanted.alternatives is None else json.dumps(self._logprobs(tokens, places, index))
+        logprobs = "null" if wanted.alternatives is None else json.dumps(self._logprobs(tokens, places, index, echoed))
         return f'"text": {json.dumps(text)}, "logprobs": {logprobs}', finish
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
@@ -57,20 +60,23 @@ class Texts:
             text = wanted.texts[prompt] + text
             tokens = wanted.prompts[prompt] + tokens
             places = list(completion["prompt_logprobs"] or []) + places
-        logprobs = None if wanted.alternatives is None else self._logprobs(tokens, places, index)
+        echoed = len(wanted.prompts[prompt]) if wanted.echo else 0
+        logprobs = None if wanted.alternatives is None else self._logprobs(tokens, places, index, echoed)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, tokens: Sequence[int], places: Places, index: int) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[int], places: Places, index: int, echoed: int) -> dict[str, Any]:
+        """Return what is told of tokens, of which the first ``echoed`` are the whole prompt."""
         most = self._wanted.alternatives or 0
-        offset = self._offsets.get(index, 0)
+        offset = self._offsets[index]
         names: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
         offsets: list[int] = []
-        for token, found in zip(tokens, places, strict=False):
+        for number, (token, found) in enumerate(zip(tokens, places, strict=False), 1):
             names.append(self._spelling.of(token)[0])
-            offsets.append(offset)
-            offset += self._spelling.length(token)
+            offsets.append(offset.of(token))
+            if number == echoed:
+                offset.begin()
             values.append(None if found is None else found[token])
             # Two tokens may be written alike; the likelier one stands. The token itself is always among them.
             told: dict[str, float] = {}
@@ -79,5 +85,4 @@ class Texts:
             if found is not None:
                 told.setdefault(names[-1], found[token])
             tops.append(told if found is not None else None)
-        self._offsets[index] = offset
         return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

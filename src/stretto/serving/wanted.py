@@ -37,6 +37,20 @@ PLAIN = (
     "tpot_ms",
 )
 """Fields that are sampling parameters as they stand."""
+SEED_BITS = 53
+"""Of a seed that is drawn: JSON's readers in JavaScript round whole numbers beyond."""
+TAKEN = {
+    "self",
+    "template",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "max_characters",
+    "max_seconds",
+}
+"""What is handed to the chat template beside its further variables, which may have no such name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class Model:
     method: str
     """The default method."""
     limits: Limits
+    context: int
+    """Tokens that a prompt and what follows it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +74,14 @@ class Wanted:
     params: dict[str, Any]
     method: str
     deadline_ms: float | None = None
-    tools: bool = False
+    seed: int = 0
+    """As the client gave it, or as it was drawn."""
+    form: str | None = None
+    """The field that asks for the mask, if one does."""
+    tools: frozenset[str] = frozenset()
+    """Names of the tools that the answer may call."""
+    single: bool = False
+    """Whether it may call no more than one."""
     thinking: bool = False
     """Whether the prompt has opened a thinking block."""
     alternatives: int | None = None
@@ -89,7 +112,7 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
         if body.echo
         else []
     )
-    params = _params(body, model, len(prompts))
+    params, form = _params(body, model, len(prompts))
     silent = body.max_tokens == 0 and bool(body.echo)
     if body.max_tokens is not None:
         params["max_tokens"] = 1 if silent else body.max_tokens
@@ -103,7 +126,15 @@ def completion_wanted(body: CompletionBody, model: Model) -> Wanted:
             places = sum(map(len, ids)) * (body.n or 1) * (body.logprobs + 1)
             check_count("echo", places, model.limits.places, "log-probabilities of prompt tokens")
     return _wanted(
-        body, model, ids, params, alternatives=body.logprobs, echo=bool(body.echo), silent=silent, texts=texts
+        body,
+        model,
+        ids,
+        params,
+        form=form,
+        alternatives=body.logprobs,
+        echo=bool(body.echo),
+        silent=silent,
+        texts=texts,
     )
 
 
@@ -121,14 +152,16 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
     if body.reasoning_effort is not None:
         extra["reasoning_effort"] = body.reasoning_effort
     prompt = chat_ids(model, body.messages, tools, extra)
-    params = _params(body, model, 1)
+    params, form = _params(body, model, 1)
     most = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     params["max_tokens"] = most
     if tools is not None and (body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)):
-        if params.get("mask") is not None:
+        if form is not None:
             raise wrong("tool_choice and a form of the answer exclude each other: leave one out", "tool_choice")
         name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
-        params["mask"] = calling(tools, name, limits)
+        params["mask"], form = calling(tools, name, limits), "tools"
+    elif form is not None:
+        tools = None  # what has the client's own form is no call, however much it looks like one
     alternatives = None
     if body.logprobs:
         alternatives = body.top_logprobs or 0
@@ -136,8 +169,17 @@ def chat_wanted(body: ChatBody, model: Model) -> Wanted:
         params["logprobs"] = alternatives
     assert model.tokenizer is not None  # without one, chat_ids refuses
     opened = model.tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith("<think>")
-    thinking = opened and params.get("mask") is None
-    return _wanted(body, model, [prompt], params, alternatives=alternatives, tools=tools is not None, thinking=thinking)
+    return _wanted(
+        body,
+        model,
+        [prompt],
+        params,
+        form=form,
+        alternatives=alternatives,
+        tools=frozenset(tool.function.name for tool in tools or ()),
+        single=body.parallel_tool_calls is False,
+        thinking=opened and form is None,
+    )
 
 
 def chat_ids(
@@ -151,8 +193,7 @@ def chat_ids(
     """Return the ids of a conversation in the model's chat template. Raises ``ApiError``."""
     if model.tokenizer is None:
         raise wrong(f"{model.name} has no tokenizer, so it takes token ids at /v1/completions alone", "messages")
-    taken = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "max_characters", "max_seconds"}
-    if overlap := sorted(taken & extra.keys()):
+    if overlap := sorted(TAKEN & extra.keys()):
         raise wrong(f"chat_template_kwargs may not hold {', '.join(overlap)}", "chat_template_kwargs")
     try:
         return model.tokenizer.encode_chat(
@@ -189,20 +230,31 @@ def fits(method: str, fidelity: str, default: str) -> str:
 
 def _wanted(body: Sampling, model: Model, prompts: list[list[int]], params: dict[str, Any], **rest: Any) -> Wanted:
     method = fits(body.method or model.method, body.fidelity, model.method)
+    longest = max(map(len, prompts))
+    if longest >= model.context:
+        raise wrong(
+            f"the prompt has {longest} tokens, the model's context is {model.context}: "
+            "shorten it so that at least one token can follow",
+            "messages" if isinstance(body, ChatBody) else "prompt",
+            "context_length_exceeded",
+        )
+    seed = params["seed"]
+    if -(2**63) <= seed < 0:
+        params["seed"] = seed + 2**64  # OpenAI's seeds have a sign, the engine's are the same bits without one
     try:
         SamplingParams.from_dict(params).validate(2**31)
     except ValueError as error:
         raise refused(error) from None
-    return Wanted(prompts, params, method, body.deadline_ms, **rest)
+    return Wanted(prompts, params, method, body.deadline_ms, seed, **rest)
 
 
-def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
-    """Return the sampling parameters that a body gives, its seed drawn where it has none."""
+def _params(body: Sampling, model: Model, prompts: int) -> tuple[dict[str, Any], str | None]:
+    """Return the sampling parameters that a body gives, its seed drawn where it has none, and its mask's field."""
     limits = model.limits
     params: dict[str, Any] = {
         RENAMED.get(name, name): value for name in PLAIN if (value := getattr(body, name)) is not None
     }
-    params["seed"] = secrets.randbits(63) if body.seed is None else body.seed
+    params["seed"] = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     if body.top_k is not None:
         params["top_k"] = max(body.top_k, 0) if body.top_k >= -1 else body.top_k
     if (n := body.n) is not None:
@@ -220,10 +272,11 @@ def _params(body: Sampling, model: Model, prompts: int) -> dict[str, Any]:
     if body.stream_options is not None and not body.stream:
         raise wrong("stream_options needs stream: true", "stream_options")
     tokenizer = model.tokenizer
-    mask = mask_of(body, limits, lambda text: _encoded_plain(text, tokenizer))
-    if mask is not None:
-        params["mask"] = mask
-    return params
+    asked = mask_of(body, limits, lambda text: _encoded_plain(text, tokenizer))
+    if asked is None:
+        return params, None
+    form, params["mask"] = asked
+    return params, form
 
 
 def _prompts(prompt: str | Sequence[Any]) -> list[str | list[int]]:

@@ -4,14 +4,15 @@ Formats read, by their published descriptions: thinking between ``<think>`` and 
 has opened it); calls as ``<tool_call>{...}</tool_call>`` (Hermes, Qwen), ``[TOOL_CALLS][{...}]`` and
 ``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}`` in a list (DeepSeek),
 ``<|python_tag|>{...}`` and, where tools were offered, a reply that is one JSON object with a name and its arguments
-(Llama 3); the channels of gpt-oss (``harmony``). What looks like a call and is not one stays text.
+(Llama 3); the channels of gpt-oss (``harmony``). What looks like a call and is not one stays text, and so does a call
+of something that was not offered, where it is known what was.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +81,11 @@ class ReplyParser:
     Text and thinking come at once, except an end that may become a marker. A call comes when it is whole.
     """
 
-    def __init__(self, thinking: bool = False, tools: bool = False) -> None:
-        """``thinking``: the prompt has opened a thinking block. ``tools``: tools were offered."""
-        self._tools = tools
+    def __init__(self, thinking: bool = False, tools: bool = False, names: Collection[str] | None = None) -> None:
+        """``thinking``: the prompt has opened a thinking block. ``tools``: tools were offered; ``names``: which, where
+        that is known.
+        """
+        self._tools, self._names = tools, names
         self._pending = ""
         self._closing: str | None = None
         self._opening = ""
@@ -164,7 +167,7 @@ class ReplyParser:
         if not _may_be_call(self._opening, body):
             calls = None
         elif closing or self._final:
-            calls = _named(self._opening, body) or _calls(body, bare=not self._opening)
+            calls = self._offered(_named(self._opening, body) or _calls(body, bare=not self._opening))
         else:
             return False
         if calls is None and not closing and not self._final:
@@ -205,12 +208,18 @@ class ReplyParser:
         if not end and not self._final:
             return False
         call = _one_call({"name": self._head.function, "arguments": body if body.strip() else "{}"}, bare=False)
-        if call is None:
+        calls = None if call is None else self._offered([call])
+        if calls is None:
             self._say(found, body)
         else:
-            found.tool_calls.append(call)
+            found.tool_calls += calls
         self._pending, self._read = after, self._header
         return bool(end)
+
+    def _offered(self, calls: list[ToolCall] | None) -> list[ToolCall] | None:
+        """The calls, None where there are none or one is of what nobody offered."""
+        known = calls is None or self._names is None or all(call.name in self._names for call in calls)
+        return calls if known else None
 
     def _say(self, found: Reply, words: str) -> None:
         """Add words of a channel, on a new line behind an earlier message's."""
@@ -235,12 +244,18 @@ class ReplyParser:
         return text
 
 
-def parse(text: str, thinking: bool = False, tools: bool = False) -> Reply:
+def parse(text: str, thinking: bool = False, tools: bool = False, names: Collection[str] | None = None) -> Reply:
     """Take a whole reply apart; see :class:`ReplyParser` for the arguments."""
-    parser = ReplyParser(thinking, tools)
+    parser = ReplyParser(thinking, tools, names)
     reply = parser.push(text)
     reply.add(parser.finish())
     return reply
+
+
+def marker_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the special tokens, which a text leaves out, that take a reply apart."""
+    channels = harmony.MARKERS if tokenizer.special_ids((harmony.CHANNEL,)) else ()
+    return tokenizer.special_ids((*MARKERS, *channels))  # other families end a turn with <|end|>
 
 
 class ReplyStream:
@@ -262,9 +277,7 @@ class ReplyStream:
         tools: bool = False,
     ) -> None:
         opened = tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(_THINK)
-        channels = harmony.MARKERS if tokenizer.special_ids((harmony.CHANNEL,)) else ()
-        reveal = tokenizer.special_ids((*MARKERS, *channels))  # other families end a turn with <|end|>
-        self._stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=reveal)
+        self._stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=marker_ids(tokenizer))
         self._parser = ReplyParser(opened, tools)
 
     def push(self, tokens: Sequence[int]) -> Reply:

@@ -2,8 +2,8 @@
 
 A drafter runs for a request while the tokens that it adds to those of the drafters before it are worth more than the
 time that it takes; one that does not is asked again now and then. Of the union of all trees, the nodes that are most
-likely to survive are sent, as many as are worth their time (the rule of DySpec and OPT-Tree with the price of the pass
-instead of a budget, over all requests at once as in TETRIS).
+likely to survive are sent, as many as give the most tokens per millisecond of the step (the rule of DySpec and
+OPT-Tree with the price of the pass instead of a budget, over all requests at once as in TETRIS).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Paying:
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
-        """Return the nodes that are worth their time, all requests together."""
+        """Return the nodes that give the most tokens per millisecond, all requests together."""
         assert self.services is not None
         nodes: list[tuple[float, int, int]] = []
         for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
@@ -276,21 +276,17 @@ class Paying:
         return name, own.like + (0 if expected < 0.75 else 1 if expected < 2.5 else 2)
 
     def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
-        """Return how many of the nodes, best first, are worth their time at the present pace.
-
-        Over many steps that gives the most tokens per millisecond. The best ratio of each step for itself would not:
-        where much is promised it leaves out rows that pay, where little is it sends some that do not.
-        """
-        plain, extra = self.ledger.plain_ms(price, load), self.ledger.drafted_extra()
-        token = min(self.ledger.token_ms(price, load), plain / load.requests)
-        best, count, tokens, taken = load.requests - plain / token, 0, float(load.requests), 0
+        """Return how many of the nodes, best first, give the most tokens per millisecond."""
+        plain = self.ledger.plain_ms(price, load)
+        best, count, tokens, taken = load.requests / plain, 0, float(load.requests), 0
+        extra = self.ledger.drafted_extra()
         for rows in ROW_STEPS[1:]:
             rows = min(rows, len(chances))
             tokens += sum(chances[taken:rows])
             taken = rows
-            worth = tokens - (load.ms(price, rows) + extra) / token
-            if worth > best:
-                best, count = worth, rows
+            rate = tokens / (load.ms(price, rows) + extra)
+            if rate > best:
+                best, count = rate, rows
             if rows == len(chances):
                 break
         return count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stretto.core.choose import choose
 from stretto.core.tree import DraftTree
 from stretto.core.verifiers import Answer, Ask, Walk, Walked
-from stretto.decoding.known import choice_error
+from stretto.decoding.known import fail
 from stretto.decoding.speculative.drafter import Observation
 
 
@@ -43,7 +43,7 @@ def settle(seen: Observation, walked: Walked) -> None:
     """Write a walk's end into the commit: tokens, rows to keep, watermark, statistics."""
     committed, output, base = seen.committed, seen.output, seen.base
     if walked.error is not None and not walked.tokens:
-        committed.error = choice_error(walked.error, seen.request)
+        fail(committed, walked.error)
         return
     seen.nodes = walked.nodes
     position = committed.filled
