@@ -382,30 +382,6 @@ def test_three_deaths_in_a_minute_make_it_unready_until_one_has_passed_without()
     assert record.why(134.0) and record.why(136.0) is None, "a death while it is unready begins the minute again"
 
 
-def test_a_prompts_log_probabilities_cross_the_border_once_and_reach_every_sample(tiny):
-    crossed = []
-    host = Host(tiny, crossed.append)
-    asked = {"n": 3, "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 4, "seed": 1}
-    host.handle({"op": "submit", "id": 1, "prompt": STORY, "params": asked})
-    while tiny.engine.busy:
-        host.step()
-    (expected,) = [event["prompt_logprobs"] for event in crossed if "prompt_logprobs" in event]
-    stream = Stream(1, {"params": asked}, lambda stream: None)
-
-    async def read() -> list[dict]:
-        told = []
-        for event in crossed:
-            stream.put(event)
-            told.append(await anext(stream))
-        return told
-
-    told = asyncio.run(read())
-    for index in range(3):
-        mine = [event for event in told if event["index"] == index]
-        assert [event.get("prompt_logprobs") for event in mine] == [expected] + [None] * (len(mine) - 1)
-        assert mine[-1]["completion"]["prompt_logprobs"] == expected and len(expected) > 5
-
-
 def test_events_that_nobody_reads_take_no_more_room_than_their_text():
     stream = Stream(1, {"params": {"logprobs": 0}}, lambda stream: None)
     for token in range(500):

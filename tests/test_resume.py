@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from stretto.engine.host import Host
 from stretto.engine.intake import Intake
+from stretto.engine.stream import Stream
 
 STORY = "Once upon a time there was a king"
 LENGTH = 20
@@ -147,3 +150,27 @@ def test_what_cannot_be_resumed_is_refused(tiny, change, said):
     message = {"prompt": STORY, "params": {"max_tokens": 8, "seed": 1}, "resume": [[0, [5], []]], **change}
     (events,) = run(tiny, message)
     assert said in events[0]["error"]
+
+
+def test_a_prompts_log_probabilities_cross_the_border_once_and_reach_every_sample(tiny):
+    crossed = []
+    host = Host(tiny, crossed.append)
+    asked = {"n": 3, "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 4, "seed": 1}
+    host.handle({"op": "submit", "id": 1, "prompt": STORY, "params": asked})
+    while tiny.engine.busy:
+        host.step()
+    (expected,) = [event["prompt_logprobs"] for event in crossed if "prompt_logprobs" in event]
+    stream = Stream(1, {"params": asked}, lambda stream: None)
+
+    async def read() -> list[dict]:
+        told = []
+        for event in crossed:
+            stream.put(event)
+            told.append(await anext(stream))
+        return told
+
+    told = asyncio.run(read())
+    for index in range(3):
+        mine = [event for event in told if event["index"] == index]
+        assert [event.get("prompt_logprobs") for event in mine] == [expected] + [None] * (len(mine) - 1)
+        assert mine[-1]["completion"]["prompt_logprobs"] == expected and len(expected) > 5
