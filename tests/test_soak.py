@@ -68,7 +68,7 @@ class Found:
 
 def made(llm: LLM, bodies: Sequence[dict[str, Any]]) -> list[Case]:
     """Return the requests with what the LLM itself says to them, by plain decoding."""
-    model = Model(MODEL, llm.tokenizer, "plain", Limits())
+    model = Model(MODEL, llm.tokenizer, "plain", Limits(), llm.model.context)
     wanted = [completion_wanted(CompletionBody(**body), model) for body in bodies]
     params = [SamplingParams.from_dict(each.params) for each in wanted]
     done = llm.generate([each.prompts[0] for each in wanted], params, method="plain")
