@@ -96,6 +96,18 @@ def play(engine: Engine, asked: list[Request]) -> list[list[int]]:
     return [each.tokens[len(each.prompt) :] for each in asked]
 
 
+def test_who_waits_for_others_to_catch_up_is_getting_ready():
+    """An allocator must not take that for a draft of nothing."""
+    drafter, seen = ModelDrafter(growth=Run(4), catch_up=7), []
+    draft = drafter.draft
+    drafter.draft = lambda requests, rows: seen.append(draft(requests, rows)) or seen[-1]
+    method = Speculative("tested", [drafter], rows=6, scratch=3, patience=1e9)
+    engine = Engine({"target": four(), "draft": near()}, [method], cache_tokens=512, max_rows=128)
+    run(engine, *(request(engine, prompt, "tested", max_tokens=LENGTH) for prompt in PROMPTS))
+    assert len(seen[0]) > 1 and [found and len(found.tree) for found in seen[0]] == [0] * len(seen[0])
+    assert any(found and len(found.tree) for drafts in seen for found in drafts)
+
+
 @pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("name", MAKE)
 def test_the_text_is_plain_decodings_in_company(name, params):

@@ -146,13 +146,14 @@ class Eager(Paying):
 def test_a_broken_drafter_is_dropped_with_one_warning(company, plain, caplog, how, allocator):
     """Beside one that goes on."""
     broken, sound = Broken(knowing(plain), BREAKS[how]), GarbageDrafter(64, knowing(plain), seed=1)
-    patience = 0.05 if how == "late" else 60.0
+    patience, chosen = 0.05 if how == "late" else 60.0, allocator()
     with caplog.at_level(logging.WARNING, "stretto"):
-        played = play(company, broken, sound, allocator=allocator(), patience=patience)
+        played = play(company, broken, sound, allocator=chosen, patience=patience)
     assert [text(each) for each in played] == plain and not any(each.error for each in played)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["drafter broken is dropped"]
     assert sum(each.stats.accepted for each in played) > 0
     assert sound.observed
+    assert not isinstance(chosen, Eager) or chosen.worth.cost.keys() == {"garbage"}, "the allocator waits for nobody"
 
 
 @pytest.mark.parametrize("verifier", [Rejection, Block, Coupled])

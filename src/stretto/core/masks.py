@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class ForcingMask(TokenMask, Protocol):
         """Return the only token that may come next, None where several or none may, or only the mask could tell."""
 
 
+Answer = TypeVar("Answer")
+
+
 class MaskError(RuntimeError):
     """A mask raised: its request cannot go on, and nobody else is to blame."""
 
@@ -39,29 +42,27 @@ class MaskError(RuntimeError):
         super().__init__(f"the request's mask raised {type(error).__name__}: {error}")
 
 
-def advance(mask: TokenMask, state: Any, token: int) -> Any:
-    """Return the state behind `token`. Raises MaskError, as all functions here that ask a mask do."""
+def _ask(call: Callable[..., Answer], *arguments: Any) -> Answer:
     try:
-        return mask.advance(state, token)
+        return call(*arguments)
     except Exception as error:  # a registered mask is anybody's code
         raise MaskError(error) from error
 
 
+def advance(mask: TokenMask, state: Any, token: int) -> Any:
+    """Return the state behind `token`. Raises MaskError, as all functions here that ask a mask do."""
+    return _ask(mask.advance, state, token)
+
+
 def allowed(mask: TokenMask, state: Any) -> Tensor:
     """Return bool [V]: the tokens that may come next."""
-    try:
-        return mask.allowed(state)
-    except Exception as error:
-        raise MaskError(error) from error
+    return _ask(mask.allowed, state)
 
 
 def only_allowed(mask: TokenMask, state: Any) -> int | None:
     """Return the only token that `mask` allows in `state`, None where it allows several or none."""
     if hasattr(mask, "forced"):
-        try:
-            return cast(ForcingMask, mask).forced(state)
-        except Exception as error:
-            raise MaskError(error) from error
+        return _ask(cast(ForcingMask, mask).forced, state)
     tokens = allowed(mask, state).nonzero()
     return int(tokens) if len(tokens) == 1 else None
 
@@ -77,10 +78,7 @@ def lawful(mask: TokenMask, state: Any, token: int) -> Any | None:
     """Return the state behind `token`, None where `mask` does not allow it in `state`."""
     if hasattr(mask, "lawful"):
         after = advance(mask, state, token)
-        try:
-            return after if cast(CheckingMask, mask).lawful(after) else None
-        except Exception as error:
-            raise MaskError(error) from error
+        return after if _ask(cast(CheckingMask, mask).lawful, after) else None
     return advance(mask, state, token) if allowed(mask, state)[token] else None
 
 

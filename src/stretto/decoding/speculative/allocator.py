@@ -43,7 +43,10 @@ class Allocator(Protocol):
         ...
 
     def rests(self) -> bool:
-        """Whether nobody is to draft in this step, and nobody needs to hear of it; the same all through a step."""
+        """Whether nobody is to draft in this step, and nobody needs to hear of it; the same all through a step.
+
+        But where its requests have to be committed one by one: then a rest may begin with the first of them.
+        """
         ...
 
     def rest(self, requests: Sequence[Request]) -> None:

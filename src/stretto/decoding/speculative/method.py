@@ -117,7 +117,7 @@ class Speculative:
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
-        # Where one request after the other is committed alone, a rest may begin with the first of them.
+        # A rest may have begun with another request of this step (see ``Allocator.rests``).
         if self.allocator.rests() and all(chunk.roles is None for chunk in chunks):
             done = commit_known(requests, chunks, outputs)
             wrote = [each for each in done if each.tokens]
