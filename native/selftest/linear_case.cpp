@@ -18,8 +18,9 @@ void fill(LinearCase& c, Make make) {
     // In two parts, as several threads would pack it.
     const int64_t middle = c.matrix.panels / 2;
     pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, middle, c.matrix.panels,
+                c.int8_offset, c.packed.data());
+    pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, 0, middle, c.int8_offset,
                 c.packed.data());
-    pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, 0, middle, c.packed.data());
 }
 
 void make_int4(LinearCase& c, Random& random) {
@@ -57,7 +58,7 @@ void make_int8(LinearCase& c, Random& random) {
     for (float& scale : c.scales) scale = 0.01f + 0.009f * random.unit();
     c.matrix.scales = c.scales.data();
     fill<int8_t>(c, [&](double& value) {
-        const int64_t number = c.shape.extreme ? 127 - 254 * random.below(2) : random.between(-127, 127);
+        const int64_t number = c.shape.extreme ? 127 - 255 * random.below(2) : random.between(-128, 127);
         value = static_cast<double>(number);
         return static_cast<int8_t>(number);
     });
@@ -68,8 +69,8 @@ void make_int8(LinearCase& c, Random& random) {
 
 }  // namespace
 
-LinearCase::LinearCase(const Format& format, const Shape& shape, Random& random)
-    : format(format), shape(shape), matrix{} {
+LinearCase::LinearCase(const LinearKernels& linear, const Format& format, const Shape& shape, Random& random)
+    : format(format), shape(shape), int8_offset(linear.int8_offset), matrix{} {
     matrix.layout = format.layout, matrix.activations = format.activations;
     matrix.outputs = shape.outputs, matrix.inputs = shape.inputs;
     matrix.panels = up(shape.outputs) / 32, matrix.depth = up(shape.inputs);
@@ -177,11 +178,12 @@ PreparedRows extreme_rows(const LinearCase& c, int64_t rows, Random& random) {
     for (float& scale : prepared.scales) scale = 0.02f + 0.01f * random.unit();
     const int64_t groups = c.matrix.depth / 32;
     for (int64_t row = 0; row < rows * prepared.digit_rows(); ++row) {
-        const int64_t mood = random.below(3);  // all -128, all 127, either
+        const int64_t mood = random.below(3);  // all least, all 127, either
+        const int least = c.format.activations == Activations::int8x2 ? -128 : -127;
         for (int64_t g = 0; g < groups; ++g) {
             int32_t& sum = prepared.sums[row * groups + g] = 0;
             for (int64_t k = g * 32; k < g * 32 + 32; ++k) {
-                const int digit = k >= c.shape.inputs ? 0 : mood == 0 || (mood == 2 && random.one_in(2)) ? -128 : 127;
+                const int digit = k >= c.shape.inputs ? 0 : mood == 0 || (mood == 2 && random.one_in(2)) ? least : 127;
                 prepared.digits[row * c.matrix.depth + k] = static_cast<int8_t>(digit);
                 sum += digit;
             }

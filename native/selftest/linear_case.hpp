@@ -31,11 +31,12 @@ struct Shape {
 };
 
 struct LinearCase {
-    LinearCase(const Format&, const Shape&, Random&);
+    LinearCase(const LinearKernels&, const Format&, const Shape&, Random&);
     LinearCase(const LinearCase&) = delete;  // matrix points into it
 
     const Format& format;
     const Shape shape;
+    const uint8_t int8_offset;
     std::vector<double> weights;  // [outputs][depth], what the layout stands for
     Buffer<char> packed;
     Buffer<float> scales, bias;

@@ -42,7 +42,7 @@ void compare_values(Check& check, const LinearCase& c, const PreparedRows& x, co
 
 void check_values(const LinearKernels& linear, Check& check, const Format& format, const Shape& shape, int64_t rows,
                   bool add, Random& random) {
-    const LinearCase c(format, shape, random);
+    const LinearCase c(linear, format, shape, random);
     const bool by_hand = shape.extreme && format.layout != WeightLayout::fp32 && format.layout != WeightLayout::bf16;
     const PreparedRows x = by_hand ? extreme_rows(c, rows, random) : random_rows(linear, c, rows, random);
     const int64_t stride = random_stride(c, random);
@@ -65,7 +65,7 @@ Shape random_shape(int64_t most_outputs, int64_t most_inputs, Random& random) {
 
 // A row with NaN or infinity is lost, and no other.
 void check_lost_row(const LinearKernels& linear, Check& check, const Format& format, Random& random) {
-    const LinearCase c(format, random_shape(70, 400, random), random);
+    const LinearCase c(linear, format, random_shape(70, 400, random), random);
     const int64_t rows = random.between(2, 20), inputs = c.shape.inputs, stride = random_stride(c, random);
     const int64_t lost = random.below(rows);
     const float bad[] = {NAN, INFINITY, -INFINITY};
@@ -90,7 +90,7 @@ void check_lost_row(const LinearKernels& linear, Check& check, const Format& for
 }
 
 void check_no_rows(const LinearKernels& linear, Check& check, const Format& format, Random& random) {
-    const LinearCase c(format, random_shape(40, 100, random), random);
+    const LinearCase c(linear, format, random_shape(40, 100, random), random);
     const PreparedRows none(format.activations, 0, c.matrix.depth);
     Buffer<float> out(64), before = out;
     check.about(c.name() + ", no rows");

@@ -37,7 +37,7 @@ void run_on_threads(const LinearKernels& linear, const LinearCase& c, const Prep
 
 void check_company(const LinearKernels& linear, Check& check, const Format& format, const Shape& shape,
                    const std::vector<int64_t>& sizes, Random& random) {
-    const LinearCase c(format, shape, random);
+    const LinearCase c(linear, format, shape, random);
     int64_t most = 1;
     for (const int64_t rows : sizes) most = std::max(most, rows);
     const PreparedRows x = random_rows(linear, c, most, random);

@@ -122,12 +122,13 @@ void check_pack(Check& check, WeightLayout layout, Random& random) {
         if constexpr (sizeof(T) == 4) value = random.normal();
         if constexpr (sizeof(T) == 2) value = static_cast<T>(random.bits());
         if constexpr (sizeof(T) == 1)
-            value = static_cast<T>(layout == WeightLayout::int4 ? random.below(16) : random.between(-127, 127));
+            value = static_cast<T>(layout == WeightLayout::int4 ? random.below(16) : random.between(-128, 127));
     }
+    const auto offset = static_cast<uint8_t>(128 * random.below(2));
     Buffer<unsigned char> packed(size), want(size);
     std::memset(want.data(), 0, want.bytes());
-    pack_panels(layout, matrix.data(), outputs, inputs, depth, split, panels, packed.data());
-    pack_panels(layout, matrix.data(), outputs, inputs, depth, 0, split, packed.data());
+    pack_panels(layout, matrix.data(), outputs, inputs, depth, split, panels, offset, packed.data());
+    pack_panels(layout, matrix.data(), outputs, inputs, depth, 0, split, offset, packed.data());
     for (int64_t o = 0; o < panels * 32; ++o)
         for (int64_t k = 0; k < depth; ++k) {
             const bool there = o < outputs && k < inputs;
@@ -135,7 +136,7 @@ void check_pack(Check& check, WeightLayout layout, Random& random) {
             int high = 0;
             unsigned char* const to = want.data() + place_of(layout, depth, o, k, high);
             if (layout == WeightLayout::int8)
-                *to = static_cast<unsigned char>(static_cast<int>(value) + 128);
+                *to = static_cast<unsigned char>(static_cast<int>(value) + offset);
             else if (layout == WeightLayout::int4)
                 *to = static_cast<unsigned char>(*to | static_cast<int>(value) << 4 * high);
             else

@@ -6,7 +6,7 @@
 //
 //   fp32  [panel][depth]              [2 halves][16 outputs]                 float
 //   bf16  [panel][depth/2]            [2 halves][16 outputs][2 inputs]       bfloat16
-//   int8  [panel][depth/32][2 halves] [8 quads][16 outputs][4 inputs]        value + 128 as unsigned, |value| <= 127
+//   int8  [panel][depth/32][2 halves] [8 quads][16 outputs][4 inputs]        a byte of value + int8_offset
 //   int4  [panel][depth/32][2 halves] [4 octs][16 outputs][4 bytes]          byte b: low nibble input b, high input b +
 //   4
 //
@@ -54,7 +54,7 @@ struct Rows {
     int64_t depth;
     const float* fp32;     // [rows][depth]
     const uint16_t* bf16;  // [rows][depth]
-    const int8_t* digits;  // [rows][depth], int8x2: [2 * rows][depth]
+    const int8_t* digits;  // [rows][depth], never -128; int8x2: [2 * rows][depth], the low ones may be
     const float* scales;   // [rows][depth / 32], int8_row: [rows]
     const int32_t* sums;   // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
 };
@@ -69,6 +69,8 @@ struct Product {
 };
 
 struct LinearKernels {
+    // What the path wants added to int8 weights: 128 where it reads them as unsigned bytes, else 0.
+    uint8_t int8_offset;
     // A product is computed in pieces that any thread may take in any order; the division never changes bits.
     int64_t (*pieces)(const Matrix&, int64_t rows, int threads);
     // `scratch`: linear_scratch bytes of the calling thread's own, 64-byte aligned.

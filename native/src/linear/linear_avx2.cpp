@@ -17,6 +17,6 @@ constexpr double products_per_ns = 60;
 
 }  // namespace
 
-const LinearKernels linear_kernels = {pieces, run, prepare};
+const LinearKernels linear_kernels = {0, pieces, run, prepare};
 
 }  // namespace stretto::avx2

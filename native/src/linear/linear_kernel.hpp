@@ -11,7 +11,7 @@ static int64_t tile_rows(const Matrix&);
 static void tile(const Product&, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums);
 
 constexpr int64_t rows_of_piece = 64;  // so many rows' sums and totals stay in the first-level cache
-constexpr int64_t span_groups = 8;     // so many groups' weights stay there too, for tile after tile of rows
+constexpr int64_t span_groups = 16;    // so many groups' weights stay there too, for tile after tile of rows
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

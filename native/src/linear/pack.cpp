@@ -36,6 +36,8 @@ struct Bf16 {
     }
 };
 
+// `flip`: 0x80 in each byte adds 128 to it.
+template <uint32_t flip>
 struct Int8 {
     using Element = uint8_t;
     static constexpr Element nothing = 0;
@@ -44,7 +46,7 @@ struct Int8 {
     static void pack(const Element* group, int64_t output, uint8_t* to) {
         to += output / half_width * (group_bytes / 2) + 4 * (output % half_width);
         for (int64_t quad = 0; quad < group_depth / 4; ++quad) {
-            const uint32_t shifted = word(group + 4 * quad) ^ 0x80808080;  // value + 128
+            const uint32_t shifted = word(group + 4 * quad) ^ flip;
             std::memcpy(to + 4 * half_width * quad, &shifted, 4);
         }
     }
@@ -117,14 +119,15 @@ int64_t packed_bytes(WeightLayout layout, int64_t panels, int64_t depth) {
 }
 
 void pack_panels(WeightLayout layout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth,
-                 int64_t first, int64_t last, void* packed) {
+                 int64_t first, int64_t last, uint8_t int8_offset, void* packed) {
     switch (layout) {
         case WeightLayout::fp32:
             return pack_as<Fp32>(row_major, outputs, inputs, depth, first, last, packed);
         case WeightLayout::bf16:
             return pack_as<Bf16>(row_major, outputs, inputs, depth, first, last, packed);
         case WeightLayout::int8:
-            return pack_as<Int8>(row_major, outputs, inputs, depth, first, last, packed);
+            if (int8_offset == 0) return pack_as<Int8<0>>(row_major, outputs, inputs, depth, first, last, packed);
+            return pack_as<Int8<0x80808080>>(row_major, outputs, inputs, depth, first, last, packed);
         case WeightLayout::int4:
             return pack_as<Int4>(row_major, outputs, inputs, depth, first, last, packed);
     }

@@ -8,10 +8,10 @@ namespace stretto {
 int64_t packed_bytes(WeightLayout, int64_t panels, int64_t depth);
 
 // Packs the panels [first, last) of a matrix [outputs, inputs] given row-major:
-//   fp32: float; bf16: uint16_t; int8: int8_t (-127 to 127); int4: uint8_t, one nibble value 0 to 15 a byte.
+//   fp32: float; bf16: uint16_t; int8: int8_t, stored plus `int8_offset`; int4: uint8_t, one nibble value 0 to 15 a byte.
 // Outputs and inputs behind the true ones become zeros (int4: the nibble 8).
 void pack_panels(WeightLayout, const void* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first,
-                 int64_t last, void* packed);
+                 int64_t last, uint8_t int8_offset, void* packed);
 
 // Group scales (fp16) or zeros row-major [outputs, depth / 32] -> [panels][depth / 32][32], panels [first, last);
 // `fill` stands behind the true outputs.

@@ -1,11 +1,12 @@
-// Products of up to 6 rows with a panel's groups. Included inside the AVX2 path's namespace.
+// Products of up to 5 rows with a panel's groups. Included inside the AVX2 path's namespace.
 //
 // A tile takes one half of a panel (16 outputs, two registers) at a time: its weights are loaded and unpacked once for
 // all rows, its rows' sums stay in registers. All loops over rows and registers are unrolled, for an array indexed by a
 // variable would live in memory.
 
 constexpr int most_rows = 4;         // times 16 outputs take 8 of the 16 registers
-constexpr int most_int8_digits = 6;  // whose products need fewer registers beside their sums
+constexpr int most_int8_rows = 5;    // whose products need fewer registers beside their sums
+constexpr int most_int8x2_rows = 3;  // of two digits each
 
 // The weights of one panel, from the group `first` on.
 STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t first, int64_t group_bytes) {
@@ -109,50 +110,53 @@ STRETTO_INLINE __m256i broadcast(const void* four_bytes) {
     return _mm256_set1_epi32(word);
 }
 
-// vpmaddubsw would saturate with weights of 8 bits. So bytes 0 and 2 of every 4 are multiplied as 16-bit pairs (parity
-// 0), and bytes 1 and 3: of what holds 4 inputs each of 8 outputs, and of a row's 8 times 4 digits.
-struct DigitsOfGroup {
-    alignas(32) int32_t of_parity[2][8];
-};
-
-STRETTO_INLINE void pairs_of_digits(const int8_t* digits, DigitsOfGroup& to) {
-    const __m256i both = load_256(digits);
-    store_256(to.of_parity[0], _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8));
-    store_256(to.of_parity[1], _mm256_srai_epi16(both, 8));
-}
-
-template <int parity>
-STRETTO_INLINE __m256i pairs_of_weights(const uint8_t* eight_outputs) {
-    const __m256i both = load_256(eight_outputs);
-    return parity == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(both, 8);
-}
-
-// Adds a row's pairs, times the weights of 16 outputs. Written out where the compiler lets us: left to itself, GCC keeps
-// so many products waiting that sums leave the registers.
-STRETTO_INLINE void add_pairs(__m256i low, __m256i high, const int32_t* pairs, I32& sum) {
+// Sizes of weights, times digits that take over the weights' signs, add up to 2 * 128 * 127 at most: a pair fits into 16
+// bits, in which vpmaddubsw leaves it. Adds a row's 4 digits, times the weights of 16 outputs. Written out where the
+// compiler lets us: left to itself, GCC keeps so many products waiting that sums leave the registers.
+STRETTO_INLINE void add_quad(const __m256i* weights, __m256i low, __m256i high, __m256i ones, const int8_t* digits,
+                             I32& sum) {
 #if defined(__GNUC__)
     __m256i all, product;
-    asm("vpbroadcastd %[pairs], %[all]\n\t"
-        "vpmaddwd %[all], %[low], %[product]\n\t"
-        "vpmaddwd %[all], %[high], %[all]\n\t"
+    asm("vpbroadcastd %[digits], %[all]\n\t"
+        "vpsignb %[weights_low], %[all], %[product]\n\t"
+        "vpsignb %[weights_high], %[all], %[all]\n\t"
+        "vpmaddubsw %[product], %[low], %[product]\n\t"
+        "vpmaddubsw %[all], %[high], %[all]\n\t"
+        "vpmaddwd %[ones], %[product], %[product]\n\t"
+        "vpmaddwd %[ones], %[all], %[all]\n\t"
         "vpaddd %[product], %[sum_low], %[sum_low]\n\t"
         "vpaddd %[all], %[sum_high], %[sum_high]"
         : [sum_low] "+x"(sum.low), [sum_high] "+x"(sum.high), [all] "=&x"(all), [product] "=&x"(product)
-        : [low] "x"(low), [high] "x"(high), [pairs] "m"(*pairs));
+        : [weights_low] "m"(weights[0]), [weights_high] "m"(weights[1]), [low] "x"(low), [high] "x"(high),
+          [ones] "x"(ones), [digits] "m"(*reinterpret_cast<const int32_t*>(digits)));
 #else
-    const __m256i all = _mm256_set1_epi32(*pairs);
-    sum.low = _mm256_add_epi32(sum.low, _mm256_madd_epi16(low, all));
-    sum.high = _mm256_add_epi32(sum.high, _mm256_madd_epi16(high, all));
+    const __m256i all = broadcast(digits);
+    const auto product = [&](__m256i sizes, __m256i signs) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, _mm256_sign_epi8(all, signs)), ones);
+    };
+    sum.low = _mm256_add_epi32(sum.low, product(low, weights[0]));
+    sum.high = _mm256_add_epi32(sum.high, product(high, weights[1]));
 #endif
 }
 
-template <int parity, int digits>
-STRETTO_INLINE void add_quad(const uint8_t* sixteen_outputs, const DigitsOfGroup (&x)[digits], int quad,
-                             I32 (&sum)[digits]) {
-    const __m256i low = pairs_of_weights<parity>(sixteen_outputs);
-    const __m256i high = pairs_of_weights<parity>(sixteen_outputs + 32);
-#pragma GCC unroll 8
-    for (int d = 0; d < digits; ++d) add_pairs(low, high, x[d].of_parity[parity] + quad, sum[d]);
+// Low digits of int8x2 reach -128, which has no opposite in a byte: bytes 0 and 2 of every 4 are multiplied as 16-bit
+// pairs, and bytes 1 and 3.
+template <int parity>
+STRETTO_INLINE __m256i pairs(__m256i bytes) {
+    return _mm256_srai_epi16(parity == 0 ? _mm256_slli_epi16(bytes, 8) : bytes, 8);
+}
+
+template <int parity>
+STRETTO_INLINE __m256i pair_products(__m256i weights, __m256i digits) {
+    return _mm256_madd_epi16(pairs<parity>(weights), pairs<parity>(digits));
+}
+
+STRETTO_INLINE void add_quad_of_two(const __m256i* weights, const int8_t* digits, I32& sum) {
+    const __m256i all = broadcast(digits);
+    sum.low = _mm256_add_epi32(sum.low, pair_products<0>(weights[0], all));
+    sum.low = _mm256_add_epi32(sum.low, pair_products<1>(weights[0], all));
+    sum.high = _mm256_add_epi32(sum.high, pair_products<0>(weights[1], all));
+    sum.high = _mm256_add_epi32(sum.high, pair_products<1>(weights[1], all));
 }
 
 template <Activations activations, int rows>
@@ -160,26 +164,27 @@ void int8_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
     constexpr int digits = digits_of(activations), digit_rows = rows * digits, half_bytes = 16 * group_depth;
     const int64_t depth = p.x.depth, groups = depth / group_depth;
     const int8_t* const x = p.x.digits + row * digits * depth;
-    const int32_t* const digit_sums = p.x.sums + row * digits * groups;
     const float* const scales = p.x.scales + row * groups;
     const uint8_t* group = weights_at(*p.matrix, panel, first, 2 * half_bytes);
-    DigitsOfGroup pairs[digit_rows];
+    const __m256i ones = _mm256_set1_epi16(1);
     for (int64_t g = first; g < last; ++g, group += 2 * half_bytes) {
-        for (int d = 0; d < digit_rows; ++d) pairs_of_digits(x + d * depth + g * group_depth, pairs[d]);
         for (int half = 0; half < 2; ++half) {
             I32 products[digit_rows];
 #pragma GCC unroll 8
-            for (int d = 0; d < digit_rows; ++d) {
-                const __m256i excess = _mm256_slli_epi32(broadcast(digit_sums + d * groups + g), 7);  // weights + 128
-                const __m256i begin = _mm256_sub_epi32(_mm256_setzero_si256(), excess);
-                products[d] = {begin, begin};
-            }
+            for (int d = 0; d < digit_rows; ++d) products[d] = all_i(0);
 #pragma GCC unroll 1
             for (int quad = 0; quad < group_depth / 4; ++quad) {
-                const uint8_t* const weights = group + half * half_bytes + quad * 64;
-                ask_ahead(weights);
-                add_quad<0>(weights, pairs, quad, products);
-                add_quad<1>(weights, pairs, quad, products);
+                const uint8_t* const at = group + half * half_bytes + quad * 64;
+                const __m256i* const weights = reinterpret_cast<const __m256i*>(at);
+                const int8_t* const four = x + g * group_depth + 4 * quad;
+                ask_ahead(at);
+                const __m256i low = _mm256_abs_epi8(weights[0]), high = _mm256_abs_epi8(weights[1]);
+#pragma GCC unroll 8
+                for (int d = 0; d < digit_rows; ++d)
+                    if (digits == 1)
+                        add_quad(weights, low, high, ones, four + d * depth, products[d]);
+                    else
+                        add_quad_of_two(weights, four + d * depth, products[d]);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < rows; ++r) {
@@ -277,7 +282,7 @@ void byte_tile(const Product& p, int64_t panel, int64_t row, int64_t first, int6
 
 template <int rows>
 void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_t last, Sums sums) {
-    constexpr int rows_of_floats = rows <= most_rows ? rows : 1, rows_of_two = rows <= most_int8_digits / 2 ? rows : 1;
+    constexpr int rows_of_floats = rows <= most_rows ? rows : 1, rows_of_two = rows <= most_int8x2_rows ? rows : 1;
     switch (p.matrix->activations) {
         case Activations::fp32:
             return float_tile<Fp32Weights, rows_of_floats>(p, panel, row, first, last, sums);
@@ -293,8 +298,9 @@ void tile_of(const Product& p, int64_t panel, int64_t row, int64_t first, int64_
 }
 
 int64_t tile_rows(const Matrix& m) {
-    const int digits = digits_of(m.activations);
-    return m.layout == WeightLayout::int8 ? most_int8_digits / digits : most_rows / digits;
+    const bool two = m.activations == Activations::int8x2;
+    if (m.layout == WeightLayout::int8) return two ? most_int8x2_rows : most_int8_rows;
+    return two ? most_rows / 2 : most_rows;
 }
 
 void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t first, int64_t last, Sums sums) {
@@ -309,7 +315,5 @@ void tile(const Product& p, int64_t panel, int64_t row, int64_t rows, int64_t fi
             return tile_of<4>(p, panel, row, first, last, sums);
         case 5:
             return tile_of<5>(p, panel, row, first, last, sums);
-        case 6:
-            return tile_of<6>(p, panel, row, first, last, sums);
     }
 }

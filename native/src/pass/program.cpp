@@ -92,7 +92,7 @@ void Program::fill(PackedMatrix& packed, int64_t panel, int64_t outputs, const v
     Pool::instance().run([&](Worker& worker) {
         worker.each(panels, [&](int64_t number) {
             pack_panels(matrix.layout, values, outputs, matrix.inputs, matrix.depth, number, number + 1,
-                        packed.weights + panel * panel_bytes);
+                        kernels().linear.int8_offset, packed.weights + panel * panel_bytes);
             if (matrix.layout != WeightLayout::int4) return;
             const int64_t first = panel * panel_width * groups;
             pack_groups(static_cast<const uint16_t*>(scales), outputs, groups, number, number + 1, 0,

@@ -99,7 +99,7 @@ class CompiledTransformer(Described):
         return Result(logits[:, : self.vocab_size])
 
     def measure(self) -> None:
-        """Time ten passes, of two layers where there are more than four, and keep their ``price``.
+        """Time eleven passes, of two layers where there are more than four, and keep their ``price``.
 
         The rows go to the first free slots of the cache, which must not be in use yet.
         """

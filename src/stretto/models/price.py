@@ -5,7 +5,7 @@ row with the context that it sees:
 
     ms = by_rows(rows) + by_context * (cached positions read) + by_pair * (rows x positions that they see)
 
-``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from ten passes at load and
+``by_rows`` is linear between knots, because a kernel's tiles make it bend. All is fitted from eleven passes at load and
 refined by every pass that runs.
 """
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-KNOTS = (1, 4, 6, 8, 12, 16, 32, 128)
-"""Numbers of rows at which a pass is timed, such among them as fill kernels' tiles.
+KNOTS = (1, 3, 5, 6, 8, 12, 16, 32, 128)
+"""Numbers of rows at which a pass is timed, such among them as fill kernels' tiles, and one that just does not.
 
 Behind the last the price goes on in proportion to the rows.
 """
@@ -34,7 +34,7 @@ class Price:
     """What passes of one model cost on this machine. Decides how much to draft, never what is chosen."""
 
     def __init__(self, timer: Timer) -> None:
-        """Fit from ten passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
+        """Fit from eleven passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
         self._seen = 0
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
         for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper

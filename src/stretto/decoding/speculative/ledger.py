@@ -24,13 +24,16 @@ PLAIN_EVERY = 128
 TRIAL = 24
 """Drafted steps after which they are judged against plain ones to the last percent."""
 DOUBT = 0.8
-"""Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
+"""Before that, n steps are judged with a margin of this over the root of n."""
 LEAST_SHARE = 0.25
 """Share of its price that a step takes at least, whatever prices that were too high have taught."""
 UNKNOWN_OVERHEAD = 0.3
 """Milliseconds that a drafted step is thought to take beyond twice a plain one's overhead before any was seen."""
 LOSS_SHARE = 0.01
-"""Share of the time that lost trials may take: drafting rests behind one until its loss is no more than that."""
+"""Share of the time that lost trials may take: drafting rests behind one until its loss is no more than that.
+
+Twice as long for each one lost in a row from the third on: what has never paid is tried more and more rarely.
+"""
 SHORTEST_REST, LONGEST_REST = 32, 2048
 """Steps."""
 FORGET = 0.003
@@ -78,7 +81,7 @@ class Ledger:
         """Whether it does for want of something to draft, not for a loss."""
         self.won = self.lost = 0
         """Trials."""
-        self._trial = 0
+        self._trial = self._lost_in_row = 0
         self._would_take = self._took = 0.0
         self._pace, self._tokens = Mean(), Mean()
         self._last: tuple[int, float] | None = None
@@ -116,6 +119,7 @@ class Ledger:
         ``spent`` the milliseconds of its drafters. None: steps with prompt slices, and the first behind a pause, tell
         nothing.
         """
+        self.steps += 1
         wall = self._wall_of(step, load)
         if wall is None:
             return None
@@ -137,17 +141,21 @@ class Ledger:
         self._keep_pace(counts, tokens)
         return wall, self.plain_ms(price, load)
 
-    def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
-        """Book a step in which drafting rests; return its wall time in milliseconds, 0 for the first behind a pause.
-
-        The pace of plain decoding is learnt from those with a ``price``.
-        """
+    def count_rest(self) -> int:
+        """Count a step in which drafting rests; return how many are left."""
+        self.steps += 1
         self.resting -= 1
+        return self.resting
+
+    def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
+        """Book such a step: with a ``price`` the pace of plain decoding is learnt, without one its end is noted.
+
+        Return its wall time in milliseconds; 0 for one without, and where the step before was not noted.
+        """
         wall = self._wall_of(step, load)
-        if wall is None:
+        if wall is None or price is None:
             return 0.0
-        if price is not None:
-            self._keep_pace(self._learn_plain(wall, price, load), load.requests)
+        self._keep_pace(self._learn_plain(wall, price, load), load.requests)
         return wall
 
     def pause(self, steps: int) -> None:
@@ -182,7 +190,6 @@ class Ledger:
         """Return what the step that ends now took in milliseconds; None where that tells nothing of decoding."""
         now = self._clock()
         last, self._last = self._last, (step, now)
-        self.steps += 1
         if last is None or last[0] != step - 1 or load.rows > load.requests:
             return None
         return (now - last[1]) * 1e3
@@ -220,11 +227,14 @@ class Ledger:
         self._trial += 1
         self._took = self._took * FADE + wall
         self._would_take = self._would_take * FADE + plain_steps * plain
-        doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
+        doubt = DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
         if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
+            self._lost_in_row += 1
             loss = (self._took - self._would_take) / (LOSS_SHARE * max(plain, 1e-6))
-            self.resting, self.asleep = int(min(max(loss, SHORTEST_REST), LONGEST_REST)), False
+            rest = max(loss, SHORTEST_REST) * 2.0 ** min(max(0, self._lost_in_row - 2), 16)
+            self.resting, self.asleep = int(min(rest, LONGEST_REST)), False
             self._trial, self._took, self._would_take = 0, 0.0, 0.0
         elif self._trial == TRIAL:
             self.won += 1
+            self._lost_in_row = 0

@@ -120,10 +120,12 @@ class Speculative:
         # A rest may have begun with another request of this step (see ``Allocator.rests``).
         if self.allocator.rests() and all(chunk.roles is None for chunk in chunks):
             done = commit_known(requests, chunks, outputs)
-            wrote = [each for each in done if each.tokens]
-            for each in wrote:
-                each.origins = PLAINLY
-            self.allocator.rest([each.request for each in wrote])
+            wrote = []
+            for each in done:
+                if each.tokens:
+                    each.origins = PLAINLY
+                    wrote.append(each.request)
+            self.allocator.rest(wrote)
             return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)

@@ -29,14 +29,16 @@ PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
-LOOK_SHARE = 0.01
-"""Share of the time that such looks may take, each about twice that of its drafters."""
-LONGEST_LOOK_AWAY = 128
-"""Steps that it goes without a look at most, where steps are so short that a look takes many percent of one."""
-SELDOM = 0.1
-"""Share of looks that send something below which nobody is looked at for a while behind one that sent nothing."""
+LOOK_SHARE = 0.005
+"""Share of the time that looks in vain may take."""
+DEAREST_LOOK = 4
+"""How many times what its drafters take a look takes at most: the rest of a longer one was something else."""
+OVERDRAFT = 4
+"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again."""
+LONGEST_LOOK_AWAY = 512
+"""Steps without a look at most, where steps are so short that a look takes many percent of one."""
 HEED = 8
-"""Of so many steps of rest one tells the pace of plain decoding: asking for its price takes as long as the rest."""
+"""Of so many steps of rest one is timed, from the end of the one before, and tells the pace of plain decoding."""
 NEVER = 1 << 62
 """A step that does not come."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -70,8 +72,10 @@ class Paying:
         self.worth = Worth()
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
-        self._look, self._sends = Mean(), Mean(1.0, 1.0)
-        """Of late: milliseconds that a look at a request took, share of looks that sent something."""
+        self._look = Mean()
+        """Milliseconds that a look at a request took of late."""
+        self._debt, self._since = 0.0, 0
+        """Milliseconds that looks in vain took beyond their share, as of which of the engine's steps."""
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -99,19 +103,23 @@ class Paying:
         return self.ledger.resting > 1
 
     def rest(self, requests: Sequence[Request]) -> None:
-        """Book a step of plain decoding."""
-        assert self.services is not None
-        if not requests:
+        """Book a step of plain decoding: of so many, one is timed for all."""
+        ledger = self.ledger
+        left = ledger.count_rest()
+        for request in requests:
+            if "paying" not in request.memory:  # it may be one for which drafters pay
+                self._own(request)
+                if self._owed(request.model) <= 2 * OVERDRAFT * self._look.value:
+                    ledger.wake()
+        if left % HEED > 1 or not requests:
             return
-        model, ledger = requests[0].model, self.ledger
-        price = None if ledger.resting % HEED else ledger.price(self.services.models[model].price)
-        wall = ledger.rest(self.services.steps, price, self.services.load[model])
+        assert self.services is not None
+        model = requests[0].model
+        price = None if left % HEED else ledger.price(self.services.models[model].price)
+        wall = HEED * ledger.rest(self.services.steps, price, self.services.load[model])
         for request in requests:
             request.stats.decoding_ms += wall
             request.stats.plain_ms += wall
-            if "paying" not in request.memory:  # it may be one for which drafters pay
-                self._own(request)
-                ledger.wake()
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
@@ -146,9 +154,8 @@ class Paying:
             own = self._own(found.request)
             own.sent += 0.2 * (len(each) - own.sent)
             own.fruitless = 0 if each else own.fruitless + 1
-            self._sends.add(bool(each), 64)
-            alone = own.fruitless >= FRUITLESS and self._sends.value >= SELDOM  # else nobody is looked at
-            own.away = self.services.steps + self._look_away(found.request.model) if alone else 0
+            away = own.fruitless >= FRUITLESS
+            own.away = self.services.steps + self._look_away(found.request.model) if away else 0
         return sent
 
     def learn(
@@ -163,19 +170,21 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
-        looked = not self.ledger.resting  # the step that ends a rest looked at nobody: another must not follow from it
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         if booked is not None:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
                 seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+            if rows and self.ledger.gain() > 1.0:  # what looks find pays for those in vain
+                self._debt = max(0.0, self._debt - max(0.0, booked[1] * tokens / load.requests - booked[0]))
         self.worth.token_ms = self.ledger.token_ms(price, load)
         if spent:
             self._learn_drafts(_pairs(drafted, observations), spent, price, load)
-            if not rows and drafted:
-                self._look.add(sum(spent.values()) / len(drafted), 32)
-        if looked and not rows and self._sends.value < SELDOM:
-            self.ledger.pause(self._look_away(observations[0].request.model))
+            if not rows and drafted and booked is not None:
+                drafters = sum(spent.values())
+                whole = min(max(drafters, booked[0] - booked[1]), DEAREST_LOOK * drafters)
+                self._look.add(whole / len(drafted), 32)
+                self._owe(whole, observations[0].request.model)
         if sleep < NEVER:
             self.ledger.pause(sleep - self.services.steps)
 
@@ -262,9 +271,25 @@ class Paying:
 
     def _look_away(self, model: str) -> int:
         """Return for how many steps a request to which looks bring nothing goes without one."""
+        load = self._price(model)[1]
+        return int(min(LONGEST_LOOK_AWAY, self._look.value * load.requests / self._allowed(model)))
+
+    def _allowed(self, model: str) -> float:
+        """Return the milliseconds that looks in vain may take for each step."""
         price, load = self._price(model)
-        share = LOOK_SHARE * self.ledger.plain_ms(price, load)
-        return int(min(LONGEST_LOOK_AWAY, 2 * self._look.value * load.requests / max(share, 1e-6)))
+        return max(LOOK_SHARE * self.ledger.plain_ms(price, load), 1e-6)
+
+    def _owed(self, model: str) -> float:
+        """Return the milliseconds that looks in vain took beyond their share."""
+        assert self.services is not None
+        return max(0.0, self._debt - (self.services.steps - self._since) * self._allowed(model))
+
+    def _owe(self, ms: float, model: str) -> None:
+        """Book a look in vain; let everybody go without one where they took too much of late."""
+        assert self.services is not None
+        self._debt, self._since = self._owed(model) + ms, self.services.steps
+        steps = (self._debt - OVERDRAFT * self._look.value) / self._allowed(model)
+        self.ledger.pause(int(min(steps, LONGEST_LOOK_AWAY)))
 
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
