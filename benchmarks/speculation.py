@@ -118,7 +118,9 @@ class Bench:
         everything += [record for rounds in self.crowds.values() for each in rounds for record in each] + self.long
         large = replayed("b", self._load(self._large(), draft=True, weights="int8"), everything)
         self.targets.append(large)
-        return Course(large, {name: self._shorter(name, found[: self.size.records]) for name, found in self.records.items()})
+        return Course(
+            large, {name: self._shorter(name, found[: self.size.records]) for name, found in self.records.items()}
+        )
 
     def _shorter(self, category: str, records: Sequence[Record]) -> list[Record]:
         """Return the beginnings that are played on the large target."""

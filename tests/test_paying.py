@@ -142,6 +142,32 @@ def test_looks_in_vain_cost_next_to_nothing_and_what_is_worth_it_is_found_again(
     assert game.play(100) > 1.5
 
 
+def test_one_text_after_another_is_looked_at_within_a_budget():
+    """Each new text may be one to draft for; a hundred that are not cost next to nothing, and one that is is found."""
+    game = Game(Machine(base=1.0, row=0.5, free=1), {"cheap": (0.0, 0.4)})
+    began, looked = game.machine.now, 0
+    for number in range(100):
+        game.asked, before = [game.request(number)], game.calls.get("cheap", 0)
+        game.play(100)
+        looked += game.calls["cheap"] > before
+    assert game.machine.now - began < 1.01 * 100 * 100 * 1.0
+    assert 10 < looked
+    game.machine.row, game.drafters["cheap"], game.asked = 0.01, (0.9, 0.4), [game.request(100)]
+    game.play(100)
+    assert game.play(100) > 1.5
+
+
+def test_what_loses_time_after_time_is_tried_more_and_more_rarely():
+    """Its chances look good on paper, and each trial fails, by a hidden overhead that drafting nearly makes up for."""
+    game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=3.0)
+    lost = [0]
+    for _ in range(3):
+        game.play(4000)
+        lost.append(game.paying.ledger.lost)
+    assert lost[1] >= lost[2] - lost[1] and lost[3] - lost[2] <= 2
+    assert game.play(4000) > 0.99
+
+
 def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():
     """The control is the same game without the hidden overhead."""
     game, control = (Game(Machine(), {"good": (0.6, 0.1)}, overhead=overhead) for overhead in (40.0, 0.0))
