@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from stretto.serving.answers import Completion, Envelope, Spelling, costs, ended, ranked, usage
@@ -79,24 +80,24 @@ class Chats:
         completion = event.get("completion")
         finish = None if completion is None else ended(completion)
         found = speech.push(event)
-        delta: dict[str, str] = {}
+        fields = []
+        if found.text or not speech.begun:
+            fields.append(f'"content": {quoted(found.text)}')
         if not speech.begun:
             speech.begun = True
-            delta = {"role": '"assistant"', "content": '""'}
-        if found.text:
-            delta["content"] = json.dumps(found.text)
+            fields.insert(0, '"role": "assistant"')
         if found.thinking:
-            delta["reasoning_content"] = json.dumps(found.thinking)
+            fields.append(f'"reasoning_content": {quoted(found.thinking)}')
         if found.tool_calls:
             numbered = enumerate(found.tool_calls, speech.calls - len(found.tool_calls))
-            delta["tool_calls"] = json.dumps([{"index": place, **_call(call)} for place, call in numbered])
+            calls = json.dumps([{"index": place, **_call(call)} for place, call in numbered])
+            fields.append(f'"tool_calls": {calls}')
         if finish == "stop" and speech.calls:
             finish = "tool_calls"
         logprobs = "null"
         if self._wanted.alternatives is not None:
             logprobs = json.dumps(self._logprobs(event["token_ids"], event.get("logprobs") or []))
-        fields = ", ".join(f'"{name}": {told}' for name, told in delta.items())
-        return f'"delta": {{{fields}}}, "logprobs": {logprobs}', finish
+        return f'"delta": {{{", ".join(fields)}}}, "logprobs": {logprobs}', finish
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         finish = ended(completion)

@@ -41,6 +41,7 @@ class Guard:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["id"] = secrets.token_hex(12)
         state["caller"] = Caller()
+        state["send"] = send  # for what follows the start of an answer, which no layer between changes
 
         async def telling(message: Message) -> None:
             nonlocal status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -111,9 +112,10 @@ class Service:
         """Return the samples of each stream in their order. Raises ``ApiError``."""
         done: list[list[Completion]] = [[] for _ in streams]
         try:
-            async for number, event in side_by_side(streams):
-                if (completion := event.get("completion")) is not None:
-                    done[number].append(completion)
+            async with aclosing(side_by_side(streams)) as events:
+                async for number, event in events:
+                    if (completion := event.get("completion")) is not None:
+                        done[number].append(completion)
         except (ValueError, RuntimeError) as error:
             raise self._failed(error, wanted) from None
         return [each for samples in done for each in sorted(samples, key=lambda each: int(each["index"]))]
@@ -130,22 +132,20 @@ class Service:
         samples = int(wanted.params.get("n", 1))
         left, done = samples * len(streams), dict[int, Completion]()
         envelope = answer.envelope
-        events = side_by_side(streams)
         try:
-            async for number, event in events:
-                index = number * samples + event["index"]
-                content, finish = answer.piece(index, event)
-                told = None
-                if finish is not None:
-                    done[index] = event["completion"]
-                    left -= 1
-                    if not left:
-                        told = costs([done[each] for each in sorted(done)], wanted.seed)
-                yield envelope.piece(index, content, finish, told)
+            async with aclosing(side_by_side(streams)) as events:
+                async for number, event in events:
+                    index = number * samples + event["index"]
+                    content, finish = answer.piece(index, event)
+                    told = None
+                    if finish is not None:
+                        done[index] = event["completion"]
+                        left -= 1
+                        if not left:
+                            told = costs([done[each] for each in sorted(done)], wanted.seed)
+                    yield envelope.piece(index, content, finish, told)
         except (ValueError, RuntimeError) as error:
             raise self._failed(error, wanted) from None
-        finally:
-            await events.aclose()
         ordered = [done[each] for each in sorted(done)]
         if counted:
             yield envelope.usage(usage(wanted.prompts, ordered, wanted.silent))

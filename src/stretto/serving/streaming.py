@@ -50,13 +50,40 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def side_by_side(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Event], None]:
-    """Yield (number of the stream, event) as they come; raise what a stream raises. Closes all at the end."""
+def side_by_side(streams: Sequence[Stream]) -> Events:
+    """Return (number of the stream, event) as they come; raises what a stream raises. Its end closes all."""
+    return Single(streams[0]) if len(streams) == 1 else _merged(streams)
+
+
+class Events(Protocol):
+    """Events of one or more streams."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Event]]: ...
+
+    async def aclose(self) -> None:
+        """Close the streams."""
+        ...
+
+
+class Single:
+    """One stream's events; a generator would take as long for each of them as all else."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._events = stream, aiter(stream)
+
+    def __aiter__(self) -> Single:
+        return self
+
+    async def __anext__(self) -> tuple[int, Event]:
+        return 0, await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self._stream.close()
+
+
+async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Event], None]:
     try:
-        if len(streams) == 1:
-            async for event in streams[0]:
-                yield 0, event
-            return
         box: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
 
         async def pump(number: int, stream: Stream) -> None:
@@ -86,7 +113,10 @@ async def side_by_side(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, E
 
 
 class EventStream(Response):
-    """Sends pieces as they come. What goes wrong before the first is an ordinary error, behind it an event."""
+    """Sends pieces as they come. What goes wrong before the first is an ordinary error, behind it an event.
+
+    All but the first message goes past the layers of the application, which would cost as much as the rest.
+    """
 
     media_type = "text/event-stream"
 
@@ -98,25 +128,25 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await listening(receive, self._write(send))
+            await listening(receive, self._write(send, scope.get("state", {}).get("send", send)))
         except ClientGone:
             if not self._begun:  # else there is no status left to give
                 raise
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, direct: Send) -> None:
         pieces = self._pieces
         try:
             async for piece in pieces:
                 if not self._begun:
                     self._begun = True
                     await self._start(send)
-                await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+                await direct({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            await direct({"type": "http.response.body", "body": DONE, "more_body": False})
         except ApiError as error:
             if not self._begun:
                 raise
             told = f"data: {json.dumps(error.body)}\n\n".encode()
-            await send({"type": "http.response.body", "body": told, "more_body": False})
+            await direct({"type": "http.response.body", "body": told, "more_body": False})
         finally:
             await pieces.aclose()
 
