@@ -211,6 +211,15 @@ def test_markers_that_are_special_tokens_are_read_though_the_text_hides_them(spe
     assert read_reply(tokenizer, prompt[:3], ids, stop=("Yes",)) == parse("Hm.</think>")
 
 
+@pytest.mark.parametrize(("name", "calls"), [("ask", 1), ("other", 0)])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_reply_calls_only_what_was_offered(name: str, calls: int, wrapped: bool) -> None:
+    tokenizer, said = byte_level(), '{"name": "ask", "arguments": {"x": 1}}'
+    tool = {"type": "function", "function": {"name": name}} if wrapped else {"name": name}
+    reply = read_reply(tokenizer, tokenizer.encode_plain("How?"), tokenizer.encode_plain(said), tools=[tool])
+    assert len(reply.tool_calls) == calls and (reply.text == said) == (not calls)
+
+
 @pytest.mark.parametrize("channels", [True, False])
 def test_an_end_of_a_turn_is_read_where_there_are_channels_only(channels: bool) -> None:
     core = tokenizers.Tokenizer.from_str(byte_level()._core.to_str())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -89,8 +90,8 @@ def places_of_prompt(request: Request) -> list[dict[int, float] | None]:
     return [found.get(place) for place in range(len(request.prompt))]
 
 
-def reply_of(request: Request, tokenizer: Tokenizer | None, tools: bool) -> Reply | None:
-    """Return the fields of a finished answer in a conversation; ``tools``: whether any were offered."""
+def reply_of(request: Request, tokenizer: Tokenizer | None, tools: Sequence[Mapping[str, Any]] | None) -> Reply | None:
+    """Return the fields of a finished answer in a conversation; ``tools``: what was offered."""
     if tokenizer is None:
         return None
     params, written = request.params, request.tokens[len(request.prompt) :]

@@ -114,7 +114,7 @@ class Host:
             fidelity = self.llm.engine.methods[request.method].facts.fidelity
             done = complete(request, self.llm.fingerprint, fidelity, places=name in self._untold)
             if "messages" in message or message.get("reply"):
-                done.reply = reply_of(request, self.llm.tokenizer, message.get("tools") is not None)
+                done.reply = reply_of(request, self.llm.tokenizer, message.get("tools"))
             event["completion"] = done.to_dict()
             del self._origin[delta.request]
             self._numbers[name].remove(delta.request)

@@ -224,7 +224,7 @@ class LLM:
         self._finish(requests)
         completions = [self._complete(request) for request in requests]
         for request, completion in zip(requests, completions, strict=True):
-            completion.reply = reply_of(request, self.tokenizer, tools is not None)
+            completion.reply = reply_of(request, self.tokenizer, tools)
         return completions
 
     def encode_chat(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -258,12 +258,19 @@ def marker_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return tokenizer.special_ids((*MARKERS, *channels))  # other families end a turn with <|end|>
 
 
+def names_of(tools: Iterable[Mapping[str, Any]]) -> frozenset[str] | None:
+    """Return the names of tools as a template takes them, None where one has none that we know of."""
+    names = [(tool.get("function") or tool).get("name") for tool in tools]
+    known = frozenset(name for name in names if isinstance(name, str))
+    return known if all(isinstance(name, str) for name in names) else None
+
+
 class ReplyStream:
     """Takes apart the tokens that a model writes behind ``prompt``, a conversation as its template writes it.
 
     Markers that are special tokens, which the text leaves out, are read as well. ``stop``, ``include_stop`` and
-    ``min_tokens`` are those of :class:`TextStream`, ``tools`` that of :class:`ReplyParser`. The prompt tells whether
-    the template has opened a thinking block.
+    ``min_tokens`` are those of :class:`TextStream`; ``tools`` are what was offered, None for none. The prompt tells
+    whether the template has opened a thinking block.
     """
 
     def __init__(
@@ -274,11 +281,11 @@ class ReplyStream:
         stop: tuple[str, ...] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
-        tools: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         opened = tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(_THINK)
         self._stream = TextStream(tokenizer, stop, include_stop, min_tokens=min_tokens, reveal=marker_ids(tokenizer))
-        self._parser = ReplyParser(opened, tools)
+        self._parser = ReplyParser(opened, tools is not None, None if tools is None else names_of(tools))
 
     def push(self, tokens: Sequence[int]) -> Reply:
         """Take the next tokens; returns what has become certain."""
