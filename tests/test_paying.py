@@ -14,7 +14,7 @@ from stretto.decoding.method import Load
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration
 from stretto.decoding.speculative.drafter import Draft
-from stretto.decoding.speculative.ledger import Ledger
+from stretto.decoding.speculative.ledger import TRIAL, Ledger
 from stretto.decoding.speculative.paying import PACE_BOUND, ROW_STEPS, Paying
 from stretto.decoding.speculative.trees import only
 
@@ -155,6 +155,54 @@ def test_one_text_after_another_is_looked_at_within_a_budget():
     game.machine.row, game.drafters["cheap"], game.asked = 0.01, (0.9, 0.4), [game.request(100)]
     game.play(100)
     assert game.play(100) > 1.5
+
+
+@pytest.mark.parametrize("steps", [10, 40])
+def test_looks_that_seem_worth_it_and_send_nothing_have_a_budget(steps: int):
+    """A look is cheap beside what it finds, but sending a row is too dear: every new text would be looked at in vain."""
+    game = Game(Machine(base=1.0, row=5.0, free=1), {"shy": (0.3, 0.1)})
+    looks = []
+    for number in range(4000 // steps):
+        game.asked, before = [game.request(number)], game.calls.get("shy", 0)
+        assert game.play(steps) <= 1.0
+        looks.append(game.calls["shy"] - before)
+    assert game.machine.now < 1.008 * 4000
+    assert any(looks[len(looks) // 2 :])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 20, 100])
+def test_every_step_of_rest_is_in_the_statistics_of_its_request(steps: int):
+    game = Game(Machine(base=2.0), {"useless": (0.0, 1.0)})
+    game.play(600)
+    for number in range(20):
+        (request,) = game.asked = [game.request(number)]
+        began = game.machine.now
+        game.play(steps)
+        game.paying.end(request)
+        assert request.stats.decoding_ms == pytest.approx(game.machine.now - began, rel=0.1, abs=2.0)
+        assert request.stats.plain_ms == pytest.approx(2.0 * steps, rel=0.1, abs=2.0)
+
+
+def test_what_was_lost_on_free_texts_keeps_no_text_of_a_form_waiting():
+    """Control: a further free text does wait."""
+    found = {}
+    for mask in (("json_schema", {}), None):
+        game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=5.0)
+        while not game.paying.ledger.lost:
+            game.step()
+        game.overhead, game.drafters["dear"], game.asked = 0.0, (0.99, 0.1), [game.request(1, mask)]
+        found[mask is None] = game.play(60)
+    assert found[False] > 1.5 > 1.01 > found[True]
+
+
+def test_a_trial_that_is_won_makes_lost_ones_short_again():
+    ledger, rests = Ledger(), []
+    for won in (False, False, False, False, True, False):
+        before = ledger.lost, ledger.won
+        while (ledger.lost, ledger.won) == before:
+            ledger._try(2.0, 2.1 if won else 0.5, 1.0)
+        rests.append(ledger.resting)
+    assert rests[0] == rests[1] == rests[2] / 2 == rests[3] / 4 and rests[5] < rests[3]
 
 
 def test_what_loses_time_after_time_is_tried_more_and_more_rarely():

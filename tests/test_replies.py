@@ -220,6 +220,12 @@ def test_a_reply_calls_only_what_was_offered(name: str, calls: int, wrapped: boo
     assert len(reply.tool_calls) == calls and (reply.text == said) == (not calls)
 
 
+@pytest.mark.parametrize("tool", [{"type": "function", "function": "ask"}, {"function": ["a"]}, "ask", {}, None])
+def test_a_tool_of_another_shape_may_be_any(tool: Any) -> None:
+    tokenizer, said = byte_level(), '{"name": "ask", "arguments": {"x": 1}}'
+    assert read_reply(tokenizer, tokenizer.encode_plain("?"), tokenizer.encode_plain(said), tools=[tool]).tool_calls
+
+
 @pytest.mark.parametrize("channels", [True, False])
 def test_an_end_of_a_turn_is_read_where_there_are_channels_only(channels: bool) -> None:
     core = tokenizers.Tokenizer.from_str(byte_level()._core.to_str())

@@ -24,8 +24,9 @@ float read(const void* data, std::size_t bytes) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehl_ps(half, half)));
 }
 
-// sum += x * weights, of pairs of 16 bits: the products of int8 weights. Written out, or the product is computed
-// once; where it cannot be, a further sum keeps it in the loop, and the peak is told too low.
+// sum += x * weights, of pairs of 16 bits: two instructions for 16 products, as int8 weights take four for 32. Written
+// out, or the product is computed once; where it cannot be, a further sum keeps it in the loop, and the peak is told too
+// low.
 STRETTO_INLINE void add_product(__m256i x, __m256i weights, __m256i& sum) {
 #if defined(__GNUC__)
     __m256i product;
@@ -38,8 +39,7 @@ STRETTO_INLINE void add_product(__m256i x, __m256i weights, __m256i& sum) {
 #endif
 }
 
-// bf16 is widened and multiplied in fp32 on this path: its peak is that of fp32. Bytes are widened to 16 bits: a product
-// of 16 and its sum take two instructions.
+// bf16 is widened and multiplied in fp32 on this path: its peak is that of fp32.
 double spin(int kind, int64_t repeats, float* keep) {
     if (kind == 2) {
         const auto* from = reinterpret_cast<const __m256i*>(keep);

@@ -64,6 +64,7 @@ class Guard:
                 told = ApiError(500, "something went wrong inside the server; its log says more")
                 await told.response()(scope, receive, telling)
         finally:
+            del state["send"]  # which holds the scope, and so itself
             path = self._known_path(scope)
             self.count(path, status)
             if path not in OPEN:

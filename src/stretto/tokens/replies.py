@@ -258,11 +258,16 @@ def marker_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return tokenizer.special_ids((*MARKERS, *channels))  # other families end a turn with <|end|>
 
 
-def names_of(tools: Iterable[Mapping[str, Any]]) -> frozenset[str] | None:
-    """Return the names of tools as a template takes them, None where one has none that we know of."""
-    names = [(tool.get("function") or tool).get("name") for tool in tools]
-    known = frozenset(name for name in names if isinstance(name, str))
-    return known if all(isinstance(name, str) for name in names) else None
+def names_of(tools: Iterable[Any]) -> frozenset[str] | None:
+    """Return the names of tools as a template takes them; None where one has none that we know of: any may be meant."""
+    names: set[str] = set()
+    for tool in tools:
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(name, str):
+            return None
+        names.add(name)
+    return frozenset(names)
 
 
 class ReplyStream:

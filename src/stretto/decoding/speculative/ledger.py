@@ -141,11 +141,10 @@ class Ledger:
         self._keep_pace(counts, tokens)
         return wall, self.plain_ms(price, load)
 
-    def count_rest(self) -> int:
-        """Count a step in which drafting rests; return how many are left."""
+    def count_rest(self) -> None:
+        """Count a step in which drafting rests."""
         self.steps += 1
         self.resting -= 1
-        return self.resting
 
     def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
         """Book such a step: with a ``price`` the pace of plain decoding is learnt, without one its end is noted.
@@ -163,9 +162,9 @@ class Ledger:
         if steps > self.resting:
             self.resting, self.asleep = steps, True
 
-    def wake(self) -> None:
-        """End such a rest with the step to come."""
-        if self.asleep:
+    def wake(self, lost: bool = False) -> None:
+        """End such a rest with the step to come; ``lost``: one behind a lost trial, too."""
+        if self.asleep or lost:
             self.resting = min(self.resting, 1)
 
     def gain(self) -> float:

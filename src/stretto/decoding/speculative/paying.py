@@ -62,6 +62,8 @@ class Own:
     """Looks in a row after which nothing was sent."""
     away: int = 0
     """The engine's step up to which it goes without a look."""
+    rested: int = 0
+    """Steps of rest that are not in its statistics yet."""
 
 
 class Paying:
@@ -76,6 +78,8 @@ class Paying:
         """Milliseconds that a look at a request took of late."""
         self._debt, self._since = 0.0, 0
         """Milliseconds that looks in vain took beyond their share, as of which of the engine's steps."""
+        self._formed_lost = False
+        """Whether the trial that was lost last had texts of a form in it."""
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -105,21 +109,23 @@ class Paying:
     def rest(self, requests: Sequence[Request]) -> None:
         """Book a step of plain decoding: of so many, one is timed for all."""
         ledger = self.ledger
-        left = ledger.count_rest()
+        ledger.count_rest()
         for request in requests:
-            if "paying" not in request.memory:  # it may be one for which drafters pay
-                self._own(request)
-                if self._owed(request.model) <= 2 * OVERDRAFT * self._look.value:
-                    ledger.wake()
+            own = request.memory.get("paying")
+            if own is None:
+                own = self._own(request)
+                self._meet(request.model, own.like)
+            own.rested += 1
+        left = ledger.resting
         if left % HEED > 1 or not requests:
             return
         assert self.services is not None
         model = requests[0].model
         price = None if left % HEED else ledger.price(self.services.models[model].price)
-        wall = HEED * ledger.rest(self.services.steps, price, self.services.load[model])
-        for request in requests:
-            request.stats.decoding_ms += wall
-            request.stats.plain_ms += wall
+        wall = ledger.rest(self.services.steps, price, self.services.load[model])
+        if wall:
+            for request in requests:
+                self._book_rest(request, wall)
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
@@ -170,7 +176,10 @@ class Paying:
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
         tokens = gained + load.requests - len(observations)
+        lost = self.ledger.lost
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
+        if self.ledger.lost > lost:
+            self._formed_lost = any(self._own(seen.request).like == FORMED for seen in observations)
         if booked is not None:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
@@ -235,6 +244,8 @@ class Paying:
 
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""
+        if self._own(request).rested:
+            self._book_rest(request, self.ledger.plain_ms(*self._price(request.model)))
         request.stats.why = self.why(request)
 
     def why(self, request: Request) -> str:
@@ -268,6 +279,20 @@ class Paying:
             like = FREE if request.params.mask is None else FORMED
             own = request.memory["paying"] = Own(like)
         return own
+
+    def _meet(self, model: str, like: int) -> None:
+        """A new request may be one for which drafters pay: look at it, where what is known of its like allows it."""
+        if like == FORMED and not self._formed_lost:
+            self.ledger.wake(lost=True)
+        elif self._owed(model) <= 2 * OVERDRAFT * self._look.value:
+            self.ledger.wake()
+
+    def _book_rest(self, request: Request, wall: float) -> None:
+        """Put steps of rest, of ``wall`` ms each, into a request's statistics."""
+        own = self._own(request)
+        request.stats.decoding_ms += own.rested * wall
+        request.stats.plain_ms += own.rested * wall
+        own.rested = 0
 
     def _look_away(self, model: str) -> int:
         """Return for how many steps a request to which looks bring nothing goes without one."""
