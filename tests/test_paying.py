@@ -14,7 +14,8 @@ from stretto.decoding.method import Load
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration
 from stretto.decoding.speculative.drafter import Draft
-from stretto.decoding.speculative.ledger import TRIAL, Ledger
+from stretto.decoding.speculative.ledger import Ledger
+from stretto.decoding.speculative.looking import Looks
 from stretto.decoding.speculative.paying import PACE_BOUND, ROW_STEPS, Paying
 from stretto.decoding.speculative.trees import only
 
@@ -159,7 +160,7 @@ def test_one_text_after_another_is_looked_at_within_a_budget():
 
 @pytest.mark.parametrize("steps", [10, 40])
 def test_looks_that_seem_worth_it_and_send_nothing_have_a_budget(steps: int):
-    """A look is cheap beside what it finds, but sending a row is too dear: every new text would be looked at in vain."""
+    """A look is cheap beside what it finds, but a row is too dear to send: every new text is looked at in vain."""
     game = Game(Machine(base=1.0, row=5.0, free=1), {"shy": (0.3, 0.1)})
     looks = []
     for number in range(4000 // steps):
@@ -168,6 +169,23 @@ def test_looks_that_seem_worth_it_and_send_nothing_have_a_budget(steps: int):
         looks.append(game.calls["shy"] - before)
     assert game.machine.now < 1.008 * 4000
     assert any(looks[len(looks) // 2 :])
+
+
+def test_a_debt_of_looks_is_paid_by_time_and_by_what_they_find():
+    """Steps of 1 ms; looks of 0.2 ms, of which one in 40 steps is allowed, and four ahead."""
+    looks = Looks()
+
+    def vain(step: int, beyond: float = 0.2) -> int:
+        return looks.vain(step, 1.0, 0.1, beyond, 1)
+
+    assert [vain(0) for _ in range(9)] == pytest.approx([0, 0, 0, 0, 40, 80, 120, 160, 200], abs=1)
+    assert not looks.allows(0, 1.0) and looks.allows(41, 1.0)
+    assert vain(200) == pytest.approx(40, abs=1)
+    looks.paid(-1.0)  # a loss is no new debt
+    assert vain(200) == pytest.approx(80, abs=1)
+    looks.paid(1.3)
+    assert vain(200, 50.0) == 0  # what is beyond all measure was something else
+    assert looks.away(1.0, 2) == pytest.approx(2 * looks.away(1.0, 1), abs=1)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8, 20, 100])

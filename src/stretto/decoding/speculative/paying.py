@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
-from stretto.decoding.speculative.ledger import Ledger, Mean
+from stretto.decoding.speculative.ledger import Ledger
+from stretto.decoding.speculative.looking import Looks
 from stretto.decoding.speculative.worth import FORMED, FREE, Gains, Place, Worth
 
 if TYPE_CHECKING:
@@ -29,14 +30,6 @@ PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
-LOOK_SHARE = 0.005
-"""Share of the time that looks in vain may take."""
-DEAREST_LOOK = 4
-"""How many times what its drafters take a look takes at most: the rest of a longer one was something else."""
-OVERDRAFT = 4
-"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again."""
-LONGEST_LOOK_AWAY = 512
-"""Steps without a look at most, where steps are so short that a look takes many percent of one."""
 HEED = 8
 """Of so many steps of rest one is timed, from the end of the one before, and tells the pace of plain decoding."""
 NEVER = 1 << 62
@@ -74,10 +67,7 @@ class Paying:
         self.worth = Worth()
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
-        self._look = Mean()
-        """Milliseconds that a look at a request took of late."""
-        self._debt, self._since = 0.0, 0
-        """Milliseconds that looks in vain took beyond their share, as of which of the engine's steps."""
+        self._looks = Looks()
         self._formed_lost = False
         """Whether the trial that was lost last had texts of a form in it."""
         self.services: Services | None = None
@@ -160,8 +150,10 @@ class Paying:
             own = self._own(found.request)
             own.sent += 0.2 * (len(each) - own.sent)
             own.fruitless = 0 if each else own.fruitless + 1
-            away = own.fruitless >= FRUITLESS
-            own.away = self.services.steps + self._look_away(found.request.model) if away else 0
+            own.away = 0
+            if own.fruitless >= FRUITLESS:
+                price, load = self._price(found.request.model)
+                own.away = self.services.steps + self._looks.away(self.ledger.plain_ms(price, load), load.requests)
         return sent
 
     def learn(
@@ -184,16 +176,15 @@ class Paying:
             for seen in observations:
                 seen.request.stats.decoding_ms += booked[0]
                 seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
-            if rows and self.ledger.gain() > 1.0:  # what looks find pays for those in vain
-                self._debt = max(0.0, self._debt - max(0.0, booked[1] * tokens / load.requests - booked[0]))
+            if rows and self.ledger.gain() > 1.0:
+                self._looks.paid(booked[1] * tokens / load.requests - booked[0])
         self.worth.token_ms = self.ledger.token_ms(price, load)
         if spent:
             self._learn_drafts(_pairs(drafted, observations), spent, price, load)
             if not rows and drafted and booked is not None:
-                drafters = sum(spent.values())
-                whole = min(max(drafters, booked[0] - booked[1]), DEAREST_LOOK * drafters)
-                self._look.add(whole / len(drafted), 32)
-                self._owe(whole, observations[0].request.model)
+                plain, beyond = self.ledger.plain_ms(price, load), booked[0] - booked[1]
+                ms = sum(spent.values())
+                self.ledger.pause(self._looks.vain(self.services.steps, plain, ms, beyond, len(drafted)))
         if sleep < NEVER:
             self.ledger.pause(sleep - self.services.steps)
 
@@ -282,9 +273,10 @@ class Paying:
 
     def _meet(self, model: str, like: int) -> None:
         """A new request may be one for which drafters pay: look at it, where what is known of its like allows it."""
+        assert self.services is not None
         if like == FORMED and not self._formed_lost:
             self.ledger.wake(lost=True)
-        elif self._owed(model) <= 2 * OVERDRAFT * self._look.value:
+        elif self._looks.allows(self.services.steps, self.ledger.plain_ms(*self._price(model))):
             self.ledger.wake()
 
     def _book_rest(self, request: Request, wall: float) -> None:
@@ -293,28 +285,6 @@ class Paying:
         request.stats.decoding_ms += own.rested * wall
         request.stats.plain_ms += own.rested * wall
         own.rested = 0
-
-    def _look_away(self, model: str) -> int:
-        """Return for how many steps a request to which looks bring nothing goes without one."""
-        load = self._price(model)[1]
-        return int(min(LONGEST_LOOK_AWAY, self._look.value * load.requests / self._allowed(model)))
-
-    def _allowed(self, model: str) -> float:
-        """Return the milliseconds that looks in vain may take for each step."""
-        price, load = self._price(model)
-        return max(LOOK_SHARE * self.ledger.plain_ms(price, load), 1e-6)
-
-    def _owed(self, model: str) -> float:
-        """Return the milliseconds that looks in vain took beyond their share."""
-        assert self.services is not None
-        return max(0.0, self._debt - (self.services.steps - self._since) * self._allowed(model))
-
-    def _owe(self, ms: float, model: str) -> None:
-        """Book a look in vain; let everybody go without one where they took too much of late."""
-        assert self.services is not None
-        self._debt, self._since = self._owed(model) + ms, self.services.steps
-        steps = (self._debt - OVERDRAFT * self._look.value) / self._allowed(model)
-        self.ledger.pause(int(min(steps, LONGEST_LOOK_AWAY)))
 
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""

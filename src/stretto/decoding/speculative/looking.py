@@ -1,0 +1,59 @@
+"""Looks in vain, drafts of which nothing is sent, and the share of the time that they may take.
+
+Where a step takes less than a millisecond, a look at a request takes a large part of one. Each that sends nothing is
+booked as a debt, which time pays off, and so does what drafting saves.
+"""
+
+from __future__ import annotations
+
+from stretto.decoding.speculative.ledger import Mean
+
+LOOK_SHARE = 0.005
+"""Share of the time that looks in vain may take."""
+DEAREST_LOOK = 4
+"""How many times what its drafters take a look takes at most: the rest of a longer one was something else."""
+OVERDRAFT = 4
+"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again."""
+LONGEST_LOOK_AWAY = 512
+"""Steps without a look at most, where steps are so short that a look takes many percent of one."""
+
+
+class Looks:
+    """Of one allocator. ``step`` is the engine's number of a step, ``plain`` the milliseconds of a plain one."""
+
+    def __init__(self) -> None:
+        self._look = Mean()
+        """Milliseconds that a look at a request took of late."""
+        self._debt, self._since = 0.0, 0
+        """Milliseconds that looks in vain took beyond their share, as of which step."""
+
+    def vain(self, step: int, plain: float, drafters: float, beyond: float, requests: int) -> int:
+        """Book a look in vain at so many requests; return for how many steps nobody is to be looked at.
+
+        ``drafters``: the milliseconds that they took; ``beyond``: those that the step took beyond a plain one.
+        """
+        ms = min(max(drafters, beyond), DEAREST_LOOK * drafters)
+        self._look.add(ms / requests, 32)
+        self._debt, self._since = self._owed(step, plain) + ms, step
+        beyond_bounds = max(0.0, self._debt - OVERDRAFT * self._look.value)
+        return int(min(beyond_bounds / _allowed(plain), LONGEST_LOOK_AWAY))
+
+    def paid(self, ms: float) -> None:
+        """What looks have found saved so many milliseconds, which pay for those in vain."""
+        self._debt = max(0.0, self._debt - max(0.0, ms))
+
+    def allows(self, step: int, plain: float) -> bool:
+        """Whether a new request may be looked at."""
+        return self._owed(step, plain) <= 2 * OVERDRAFT * self._look.value
+
+    def away(self, plain: float, requests: int) -> int:
+        """Return for how many steps one of so many requests, to which looks bring nothing, goes without one."""
+        return int(min(LONGEST_LOOK_AWAY, self._look.value * requests / _allowed(plain)))
+
+    def _owed(self, step: int, plain: float) -> float:
+        return max(0.0, self._debt - (step - self._since) * _allowed(plain))
+
+
+def _allowed(plain: float) -> float:
+    """Return the milliseconds that looks in vain may take for each step."""
+    return max(LOOK_SHARE * plain, 1e-6)
