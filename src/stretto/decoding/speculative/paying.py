@@ -98,6 +98,8 @@ class Paying:
 
     def rest(self, requests: Sequence[Request]) -> None:
         """Book a step of plain decoding: of so many, one is timed for all."""
+        if not requests:
+            return
         ledger = self.ledger
         ledger.count_rest()
         for request in requests:
@@ -107,7 +109,7 @@ class Paying:
                 self._meet(request.model, own.like)
             own.rested += 1
         left = ledger.resting
-        if left % HEED > 1 or not requests:
+        if left % HEED > 1:
             return
         assert self.services is not None
         model = requests[0].model
