@@ -149,13 +149,14 @@ class Ledger:
     def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
         """Book such a step: with a ``price`` the pace of plain decoding is learnt, without one its end is noted.
 
-        Return its wall time in milliseconds; 0 for one without, and where the step before was not noted.
+        Return the milliseconds that it counts as; 0 for one without, and where the step before was not noted.
         """
         wall = self._wall_of(step, load)
         if wall is None or price is None:
             return 0.0
-        self._keep_pace(self._learn_plain(wall, price, load), load.requests)
-        return wall
+        counts = self._learn_plain(wall, price, load)
+        self._keep_pace(counts, load.requests)
+        return counts
 
     def pause(self, steps: int) -> None:
         """Let drafting rest for at least so many steps, as there is nothing to draft."""
