@@ -24,7 +24,7 @@ PLAIN_EVERY = 128
 TRIAL = 24
 """Drafted steps after which they are judged against plain ones to the last percent."""
 DOUBT = 0.8
-"""Before that, n steps are judged with a margin of this over the root of n."""
+"""Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
 LEAST_SHARE = 0.25
 """Share of its price that a step takes at least, whatever prices that were too high have taught."""
 UNKNOWN_OVERHEAD = 0.3
@@ -227,7 +227,7 @@ class Ledger:
         self._trial += 1
         self._took = self._took * FADE + wall
         self._would_take = self._would_take * FADE + plain_steps * plain
-        doubt = DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
+        doubt = 1.0 if self._trial < 4 else DOUBT / self._trial**0.5 if self._trial < TRIAL else 0.0
         if self._would_take < self._took * (1.0 - doubt):
             self.lost += 1
             self._lost_in_row += 1
