@@ -93,7 +93,7 @@ class Speculative:
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
         if self.allocator.rests():
-            self._spent = {}
+            self._spent = {}  # of an earlier step
             return self._features([known_chunk(*each) for each in zip(requests, rows, strict=True)])
         drafting = [i for i, request in enumerate(requests) if request.pending == 1 and rows[i] > 1]
         drafts = self._drafts([requests[i] for i in drafting], [rows[i] - 1 for i in drafting])
