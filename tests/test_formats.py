@@ -43,12 +43,27 @@ def test_auto_loses_nothing(stored):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int8_is_within_half_a_step(shape):
+@pytest.mark.parametrize("name", ["int8", "int8-fast", "int8x2"])
+def test_int8_is_within_half_a_step(name, shape):
+    """A step is a 127th of the largest magnitude, or where products need it of the largest pair of one sign."""
     given = matrix(shape)
-    stored = FORMATS["int8"].encode(given)
-    assert stored.values.dtype == torch.int8 and stored.values.abs().max() == 127 and stored.scales.shape == shape[:1]
-    step = given.abs().amax(1, keepdim=True) / 127
+    stored = FORMATS[name].encode(given)
+    assert stored.values.dtype == torch.int8 and stored.scales.shape == shape[:1]
+    pairs = torch.constant_pad_nd(given, (0, shape[1] % 2)).unflatten(1, (-1, 2))
+    of_one_sign = torch.maximum(pairs.relu().sum(-1), (-pairs).relu().sum(-1))
+    step = (given.abs() if name == "int8x2" else of_one_sign).amax(1, keepdim=True) / 127
     assert ((stored.dequantize() - given).abs() <= step * 0.5001).all()
+    assert torch.allclose(stored.scales[:, None], step)
+
+
+def test_neighbours_of_one_sign_fit_into_the_products_of_bytes():
+    """Halves are rounded to even, which can lift both of a pair; random rows have pairs that are lifted too."""
+    ties = torch.tensor([[63.5, 63.5, -127.0, 1.0], [-63.5, -63.5, 0.0, 127.0], [126.5, 0.5, 126.5, -126.5]])
+    for given in (ties, matrix((400, 64)), matrix((40, 1025))):
+        values = torch.constant_pad_nd(FORMATS["int8"].encode(given).values.int(), (0, given.shape[1] % 2))
+        pairs = values.unflatten(1, (-1, 2))
+        assert pairs.relu().sum(-1).max() <= 128 and (-pairs).relu().sum(-1).max() <= 128
+        assert pairs.abs().sum(-1).max() >= 127
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -34,7 +34,7 @@ inline double weight_at(const Matrix& matrix, int64_t output, int64_t input) {
         case WeightLayout::int8: {
             const int64_t at = before * 1024 + half * 512 + k / 4 * 64 + lane * 4 + k % 4;
             const int byte = static_cast<const uint8_t*>(matrix.weights)[at];
-            return (byte - 128) * double(matrix.scales[output]);
+            return static_cast<int8_t>(byte - kernels().linear.int8_offset) * double(matrix.scales[output]);
         }
         case WeightLayout::int4: break;
     }

@@ -66,7 +66,9 @@ inline void fill(const Format& format, void* weights, int64_t count, Random rand
         switch (format.layout) {
             case WeightLayout::fp32: static_cast<float*>(weights)[i] = random.unit(); break;
             case WeightLayout::bf16: static_cast<uint16_t*>(weights)[i] = uint16_t((bits & 0x80ff) | 0x3d00); break;
-            case WeightLayout::int8: static_cast<uint8_t*>(weights)[i] = uint8_t(1 + bits % 255); break;
+            case WeightLayout::int8:  // -64 to 64, of which any two fit together
+                static_cast<uint8_t*>(weights)[i] = uint8_t(bits % 129 - 64 + kernels().linear.int8_offset);
+                break;
             case WeightLayout::int4: if (i % 2 == 0) static_cast<uint8_t*>(weights)[i / 2] = uint8_t(bits); break;
         }
     }
@@ -76,11 +78,12 @@ inline void fill(const Format& format, void* weights, int64_t count, Random rand
 struct Layer {
     Layer(const Format& format, int64_t outputs, int64_t inputs, int shards, const void* weights, Random random) {
         matrix = {format.layout, format.activations, outputs, inputs, padded(outputs) / 32, padded(inputs), weights,
-                  nullptr, nullptr, nullptr, nullptr, shards, {}};
+                  nullptr, nullptr, nullptr, nullptr, nullptr, shards, {}};
         const int64_t groups = matrix.panels * matrix.depth;  // scales of int4, 32 outputs a group of 32 inputs
         if (format.layout == WeightLayout::int8) {
             for (int64_t i = 0; i < matrix.panels * 32; ++i) scales.push_back(0.01f + 0.001f * random.unit());
             matrix.scales = scales.data();
+            if (kernels().linear.raises && format.activations != Activations::int8x2) sum_groups();
         }
         if (format.layout == WeightLayout::int4) {
             for (int64_t i = 0; i < groups; ++i) group_scales.push_back(uint16_t(0x2000 + random() % 1024));
@@ -94,9 +97,18 @@ struct Layer {
     }
     double bytes(const Format& format) const {
         const double weights = matrix.panels * 32 * double(matrix.depth) * format.bytes;
-        return weights + scales.size() * 4.0 + group_scales.size() * 2.0 + zeros.size();
+        return weights + scales.size() * 4.0 + group_scales.size() * 2.0 + zeros.size() + group_sums.size() * 2.0;
+    }
+    // From the layout: a group's bytes lie as [2 halves][8 quads][16 outputs][4].
+    void sum_groups() {
+        const auto* const weights = static_cast<const int8_t*>(matrix.weights);
+        group_sums.resize(matrix.panels * matrix.depth);
+        for (int64_t i = 0; i < matrix.panels * matrix.depth * 32; ++i)
+            group_sums[i / 1024 * 32 + i % 1024 / 512 * 16 + i % 64 / 4] += weights[i];
+        matrix.group_sums = group_sums.data();
     }
     Matrix matrix;
+    std::vector<int16_t> group_sums;
     std::vector<float> scales;
     std::vector<uint16_t> group_scales;
     std::vector<uint8_t> zeros;
@@ -107,12 +119,14 @@ struct Prepared {
     Prepared(int64_t rows, int64_t depth)
         : fp32(rows * depth), bf16(rows * depth), digits(2 * rows * depth), scales(rows * depth / 32),
           sums(2 * rows * depth / 32),
-          x{depth, fp32.data(), bf16.data(), digits.data(), scales.data(), sums.data()} {}
+          raised(rows * depth),
+          x{depth, fp32.data(), bf16.data(), digits.data(), raised.data(), scales.data(), sums.data()} {}
     std::vector<float> fp32;
     std::vector<uint16_t> bf16;
     std::vector<int8_t> digits;
     std::vector<float> scales;
     std::vector<int32_t> sums;
+    std::vector<uint8_t> raised;
     Rows x;
 };
 

@@ -38,6 +38,13 @@ void next_row_times_zero(const Product& product, int64_t piece, int64_t pieces, 
             product.out[row * product.stride + o] += 0.0f * product.out[(row + 1) * product.stride + o];
 }
 
+void sums_of_groups_of_zero(const Product& product, int64_t piece, int64_t pieces, void* scratch) {
+    Matrix matrix = *product.matrix;
+    const Buffer<int16_t> zeros(matrix.panels * matrix.depth);
+    if (matrix.group_sums != nullptr) matrix.group_sums = zeros.data();
+    with_matrix(product, matrix, piece, pieces, scratch);
+}
+
 void digits_from_minus_127(Activations activations, const float* x, int64_t inputs, int64_t row, const Rows& to) {
     honest->linear.prepare(activations, x, inputs, row, to);
     if (activations != Activations::int8x2) return;
@@ -165,6 +172,8 @@ void check_controls(const Kernels& kernels, Random random, Effort, Report& repor
            another_order_from_5_rows_on);
     linear("control: the last group left out", check_linear, &LinearKernels::run, last_group_left_out);
     linear("control: a NaN reaches the row before", check_linear, &LinearKernels::run, next_row_times_zero);
+    if (kernels.linear.raises)
+        linear("control: sums of groups that are zero", check_linear, &LinearKernels::run, sums_of_groups_of_zero);
     linear("control: no digit is -128", check_prepare, &LinearKernels::prepare, digits_from_minus_127);
     attention("control: hidden NaN times zero", check_attention_rows, &AttentionKernels::run, hidden_values_times_zero);
     attention("control: a window of one more", check_attention, &AttentionKernels::run,

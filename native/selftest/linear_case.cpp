@@ -1,6 +1,8 @@
 #include "linear_case.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <type_traits>
 
 namespace stretto::selftest {
 namespace {
@@ -21,6 +23,15 @@ void fill(LinearCase& c, Make make) {
                 c.int8_offset, c.packed.data());
     pack_panels(c.format.layout, matrix.data(), outputs, inputs, c.matrix.depth, 0, middle, c.int8_offset,
                 c.packed.data());
+    if constexpr (std::is_same_v<T, int8_t>) {
+        if (!c.raises || c.format.activations == Activations::int8x2) return;
+        c.group_sums = Buffer<int16_t>(c.matrix.panels * c.matrix.depth);
+        const auto sum = [&](int64_t first, int64_t last) {
+            return sum_groups(matrix.data(), outputs, inputs, c.matrix.depth, first, last, c.group_sums.data());
+        };
+        const bool behind = sum(middle, c.matrix.panels), before = sum(0, middle);
+        if (behind && before) c.matrix.group_sums = c.group_sums.data();
+    }
 }
 
 void make_int4(LinearCase& c, Random& random) {
@@ -57,8 +68,15 @@ void make_int8(LinearCase& c, Random& random) {
     c.scales = Buffer<float>(c.matrix.panels * 32);
     for (float& scale : c.scales) scale = 0.01f + 0.009f * random.unit();
     c.matrix.scales = c.scales.data();
+    // Narrow ones: what two neighbours of one sign add up to reaches 128 and no more.
+    const bool narrow = random.one_in(2);
+    int64_t number = 0;
     fill<int8_t>(c, [&](double& value) {
-        const int64_t number = c.shape.extreme ? 127 - 255 * random.below(2) : random.between(-128, 127);
+        const int64_t before = number, room = 128 - std::abs(before);
+        const bool second = (&value - c.weights.data()) % 2 == 1;
+        number = c.shape.extreme ? 127 - 255 * random.below(2) : random.between(-128, 127);
+        if (narrow && second && before * number > 0)
+            number = (number > 0 ? 1 : -1) * (c.shape.extreme ? room : random.between(0, room));
         value = static_cast<double>(number);
         return static_cast<int8_t>(number);
     });
@@ -70,7 +88,7 @@ void make_int8(LinearCase& c, Random& random) {
 }  // namespace
 
 LinearCase::LinearCase(const LinearKernels& linear, const Format& format, const Shape& shape, Random& random)
-    : format(format), shape(shape), int8_offset(linear.int8_offset), matrix{} {
+    : format(format), shape(shape), int8_offset(linear.int8_offset), raises(linear.raises), matrix{} {
     matrix.layout = format.layout, matrix.activations = format.activations;
     matrix.outputs = shape.outputs, matrix.inputs = shape.inputs;
     matrix.panels = up(shape.outputs) / 32, matrix.depth = up(shape.inputs);
@@ -115,8 +133,8 @@ std::string LinearCase::name() const {
                 shape.extreme ? ", extremes" : "");
 }
 
-PreparedRows::PreparedRows(Activations activations, int64_t rows, int64_t depth)
-    : activations(activations), rows(rows), depth(depth) {
+PreparedRows::PreparedRows(Activations activations, int64_t rows, int64_t depth, bool raises)
+    : activations(activations), raises(raises && activations != Activations::int8x2), rows(rows), depth(depth) {
     const int64_t groups = depth / 32;
     switch (activations) {
         case Activations::fp32:
@@ -131,17 +149,18 @@ PreparedRows::PreparedRows(Activations activations, int64_t rows, int64_t depth)
     digits = Buffer<int8_t>(digit_rows() * rows * depth);
     sums = Buffer<int32_t>(digit_rows() * rows * groups);
     scales = Buffer<float>(activations == Activations::int8_row ? rows : rows * groups);
+    if (this->raises) raised = Buffer<uint8_t>(rows * depth);
 }
 
 PreparedRows PreparedRows::slice(int64_t first, int64_t count) const {
-    PreparedRows part(activations, count, depth);
+    PreparedRows part(activations, count, depth, raises);
     const auto copy = [&](auto& to, const auto& from) {
         if (from.size() == 0) return;
         const int64_t row = from.size() / rows;
         std::copy_n(from.data() + first * row, count * row, to.data());
     };
     copy(part.fp32, fp32), copy(part.bf16, bf16), copy(part.digits, digits), copy(part.scales, scales),
-        copy(part.sums, sums);
+        copy(part.sums, sums), copy(part.raised, raised);
     return part;
 }
 
@@ -164,7 +183,7 @@ double PreparedRows::value(int64_t row, int64_t input) const {
 }
 
 PreparedRows random_rows(const LinearKernels& linear, const LinearCase& c, int64_t rows, Random& random) {
-    PreparedRows prepared(c.format.activations, rows, c.matrix.depth);
+    PreparedRows prepared(c.format.activations, rows, c.matrix.depth, c.raises);
     Buffer<float> x(c.shape.inputs);
     for (int64_t row = 0; row < rows; ++row) {
         for (float& value : x) value = random.normal();
@@ -174,7 +193,7 @@ PreparedRows random_rows(const LinearKernels& linear, const LinearCase& c, int64
 }
 
 PreparedRows extreme_rows(const LinearCase& c, int64_t rows, Random& random) {
-    PreparedRows prepared(c.format.activations, rows, c.matrix.depth);
+    PreparedRows prepared(c.format.activations, rows, c.matrix.depth, c.raises);
     for (float& scale : prepared.scales) scale = 0.02f + 0.01f * random.unit();
     const int64_t groups = c.matrix.depth / 32;
     for (int64_t row = 0; row < rows * prepared.digit_rows(); ++row) {
@@ -185,6 +204,7 @@ PreparedRows extreme_rows(const LinearCase& c, int64_t rows, Random& random) {
             for (int64_t k = g * 32; k < g * 32 + 32; ++k) {
                 const int digit = k >= c.shape.inputs ? 0 : mood == 0 || (mood == 2 && random.one_in(2)) ? least : 127;
                 prepared.digits[row * c.matrix.depth + k] = static_cast<int8_t>(digit);
+                if (prepared.raises) prepared.raised[row * c.matrix.depth + k] = static_cast<uint8_t>(digit + 128);
                 sum += digit;
             }
         }

@@ -37,11 +37,13 @@ struct LinearCase {
     const Format& format;
     const Shape shape;
     const uint8_t int8_offset;
+    const bool raises;
     std::vector<double> weights;  // [outputs][depth], what the layout stands for
     Buffer<char> packed;
     Buffer<float> scales, bias;
     Buffer<uint16_t> group_scales;
     Buffer<uint8_t> zeros;
+    Buffer<int16_t> group_sums;
     Matrix matrix;
 
     std::string name() const;
@@ -49,16 +51,20 @@ struct LinearCase {
 
 // Rows prepared for a product, all of whose buffers are exactly as long as their rows.
 struct PreparedRows {
-    PreparedRows(Activations, int64_t rows, int64_t depth);
+    PreparedRows(Activations, int64_t rows, int64_t depth, bool raises);
     Activations activations;
+    bool raises;
     int64_t rows, depth;
     Buffer<float> fp32;
     Buffer<uint16_t> bf16;
     Buffer<int8_t> digits;
+    Buffer<uint8_t> raised;
     Buffer<float> scales;
     Buffer<int32_t> sums;
 
-    Rows view() const { return {depth, fp32.data(), bf16.data(), digits.data(), scales.data(), sums.data()}; }
+    Rows view() const {
+        return {depth, fp32.data(), bf16.data(), digits.data(), raises ? raised.data() : nullptr, scales.data(), sums.data()};
+    }
     // A copy of some rows, which have no company in memory either.
     PreparedRows slice(int64_t first, int64_t count) const;
     // What row and input stand for.

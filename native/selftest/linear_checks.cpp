@@ -91,7 +91,7 @@ void check_lost_row(const LinearKernels& linear, Check& check, const Format& for
 
 void check_no_rows(const LinearKernels& linear, Check& check, const Format& format, Random& random) {
     const LinearCase c(linear, format, random_shape(40, 100, random), random);
-    const PreparedRows none(format.activations, 0, c.matrix.depth);
+    const PreparedRows none(format.activations, 0, c.matrix.depth, c.raises);
     Buffer<float> out(64), before = out;
     check.about(c.name() + ", no rows");
     for (int threads = 1; threads <= 3; ++threads)

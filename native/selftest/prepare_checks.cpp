@@ -54,6 +54,8 @@ void compare_digits(Check& check, const PreparedRows& to, int64_t row, const Buf
         same_numbers(check, to.digits.data() + digit_row * depth + first, twice ? high : whole.numbers);
         if (twice) same_numbers(check, to.digits.data() + (digit_row + 1) * depth + first, low);
     }
+    for (int64_t k = row * depth; to.raises && k < (row + 1) * depth; ++k)
+        check.near(to.raised[k], to.digits[k] + 128, 0);
     for (int64_t r = row * to.digit_rows(); r < (row + 1) * to.digit_rows(); ++r)
         for (int64_t g = 0; g < groups; ++g) {
             int sum = 0;
@@ -147,6 +149,29 @@ void check_pack(Check& check, WeightLayout layout, Random& random) {
     check.same_bytes(packed.data(), want.data(), want.bytes());
 }
 
+void check_sums(Check& check, Random& random) {
+    const int64_t outputs = random.between(1, 70), inputs = random.between(1, 100), panels = (outputs + 31) / 32;
+    const int64_t groups = (inputs + 31) / 32;
+    Buffer<int8_t> matrix(outputs * inputs);
+    for (int8_t& value : matrix) value = static_cast<int8_t>(random.between(-64, 64));
+    // One pair that fits only just, or does not.
+    const int64_t at = random.below(outputs) * inputs + 2 * random.below((inputs + 1) / 2), sign = random.one_in(2) ? 1 : -1;
+    const bool paired = at % inputs + 1 < inputs, narrow = !paired || random.one_in(2);
+    matrix[at] = static_cast<int8_t>(sign * random.between(64, 127));
+    if (paired) matrix[at + 1] = static_cast<int8_t>(sign * ((narrow ? 128 : 129) - std::abs(matrix[at])));
+    Buffer<int16_t> sums(panels * groups * 32), want = sums;
+    for (int64_t o = 0; o < panels * 32; ++o)
+        for (int64_t g = 0; g < groups; ++g) {
+            int sum = 0;
+            for (int64_t k = g * 32; o < outputs && k < std::min(g * 32 + 32, inputs); ++k) sum += matrix[o * inputs + k];
+            want[(o / 32 * groups + g) * 32 + o % 32] = static_cast<int16_t>(sum);
+        }
+    check.about(text("%lld outputs, %lld inputs", static_cast<long long>(outputs), static_cast<long long>(inputs)));
+    check.that(sum_groups(matrix.data(), outputs, inputs, groups * 32, 0, panels, sums.data()) == narrow,
+               "that pairs of one sign up to 128 fit");
+    check.same_bytes(sums.data(), want.data(), want.bytes());
+}
+
 template <class T>
 void check_groups(Check& check, T fill, Random& random) {
     const int64_t outputs = random.between(1, 100), groups = random.between(1, 9), panels = (outputs + 31) / 32;
@@ -169,7 +194,7 @@ void check_prepare(const Kernels& kernels, Random random, Effort effort, Report&
         const auto activations = static_cast<Activations>(a);
         for (int64_t i = 0; i < effort.of(80); ++i) {
             const int64_t inputs = random.between(1, i % 8 == 0 ? 1100 : 130), rows = random.between(1, 5);
-            PreparedRows to(activations, rows, (inputs + 31) / 32 * 32);
+            PreparedRows to(activations, rows, (inputs + 31) / 32 * 32, kernels.linear.raises || random.one_in(2));
             check.about(text("%lld inputs", static_cast<long long>(inputs)));
             std::vector<Buffer<float>> given;
             for (int64_t row = 0; row < rows; ++row) {
@@ -190,11 +215,13 @@ void check_prepare(const Kernels& kernels, Random random, Effort effort, Report&
 void check_packing(const Kernels&, Random random, Effort effort, Report& report) {
     Check& panels = report.check("pack: panels");
     Check& groups = report.check("pack: groups");
+    Check& sums = report.check("pack: sums of groups");
     for (int64_t i = 0; i < effort.of(20); ++i) {
         check_pack<float>(panels, WeightLayout::fp32, random);
         check_pack<uint16_t>(panels, WeightLayout::bf16, random);
         check_pack<int8_t>(panels, WeightLayout::int8, random);
         check_pack<uint8_t>(panels, WeightLayout::int4, random);
+        check_sums(sums, random);
         check_groups<uint16_t>(groups, static_cast<uint16_t>(random.bits()), random);
         check_groups<uint8_t>(groups, 8, random);
     }

@@ -16,7 +16,7 @@ using namespace nb::literals;
 using namespace stretto;
 
 // Raised with every change of a signature below; stretto/kernels/native.py refuses a library of another age.
-constexpr int abi_version = 4;
+constexpr int abi_version = 5;
 
 using Address = std::uintptr_t;
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -195,6 +195,8 @@ NB_MODULE(_native, module) {
     module.def("instruction_set", &stretto::instruction_set,
                "The widest instruction set of this machine that kernels may use: 'avx512', 'avx2' or 'generic'.");
     module.def("path", [] { return kernels().name; }, "The path in use: STRETTO_ISA's, else the machine's widest.");
+    module.def("sums_groups", [] { return kernels().linear.raises; },
+               "Whether int8 matrices have sums of their groups in memory beside them.");
     module.def(
         "set_threads", [](int threads) { Pool::instance().resize(threads); }, "Threads of every pass from now on.");
     module.def("threads", [] { return Pool::instance().threads(); });

@@ -42,6 +42,7 @@ struct Matrix {
     const float* scales;           // int8: [panels * 32], one per output
     const uint16_t* group_scales;  // int4: fp16 [panels][depth / 32][32]
     const uint8_t* zeros;          // int4: [panels][depth / 32][32], the nibble that means 0; null: 8 everywhere
+    const int16_t* group_sums;     // int8: [panels][depth / 32][32], sums of weights; null: not asked for, or see pack.hpp
     const float* bias;             // [panels * 32] or null
     int32_t shards;                // 1 to 8
     int64_t
@@ -55,6 +56,7 @@ struct Rows {
     const float* fp32;     // [rows][depth]
     const uint16_t* bf16;  // [rows][depth]
     const int8_t* digits;  // [rows][depth], never -128; int8x2: [2 * rows][depth], the low ones may be
+    const uint8_t* raised;  // the digits of int8 and int8_row plus 128, [rows][depth]; null: not asked for
     const float* scales;   // [rows][depth / 32], int8_row: [rows]
     const int32_t* sums;   // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
 };
@@ -71,6 +73,8 @@ struct Product {
 struct LinearKernels {
     // What the path wants added to int8 weights: 128 where it reads them as unsigned bytes, else 0.
     uint8_t int8_offset;
+    // Whether the path has use for an int8 matrix's `group_sums` and for rows' `raised`.
+    bool raises;
     // A product is computed in pieces that any thread may take in any order; the division never changes bits.
     int64_t (*pieces)(const Matrix&, int64_t rows, int threads);
     // `scratch`: linear_scratch bytes of the calling thread's own, 64-byte aligned.

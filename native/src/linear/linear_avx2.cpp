@@ -9,7 +9,7 @@
 namespace stretto::avx2 {
 namespace {
 
-constexpr double products_per_ns = 60;
+constexpr double products_per_ns = 80;
 
 #include "linear/linear_kernel.hpp"
 #include "linear/prepare_kernel.hpp"
@@ -17,6 +17,6 @@ constexpr double products_per_ns = 60;
 
 }  // namespace
 
-const LinearKernels linear_kernels = {0, pieces, run, prepare};
+const LinearKernels linear_kernels = {0, true, pieces, run, prepare};
 
 }  // namespace stretto::avx2

@@ -229,6 +229,6 @@ void run(const Product& product, int64_t piece, int64_t pieces, void* scratch) {
 
 }  // namespace
 
-const LinearKernels linear_kernels = {128, pieces, run, prepare};
+const LinearKernels linear_kernels = {128, false, pieces, run, prepare};
 
 }  // namespace stretto::avx512

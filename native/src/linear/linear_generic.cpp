@@ -15,6 +15,6 @@ constexpr double products_per_ns = 12;
 
 }  // namespace
 
-const LinearKernels linear_kernels = {128, pieces, run, prepare};
+const LinearKernels linear_kernels = {128, false, pieces, run, prepare};
 
 }  // namespace stretto::generic

@@ -1,5 +1,6 @@
 #include "pack.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace stretto {
@@ -141,6 +142,28 @@ void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int
 void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
                  uint8_t* packed) {
     pack_groups_as(row_major, outputs, groups, first, last, fill, packed);
+}
+
+bool sum_groups(const int8_t* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first, int64_t last,
+                int16_t* sums) {
+    constexpr int most = 128;
+    bool narrow = true;
+    for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t input = 0; input < depth; input += group_depth)
+            for (int64_t i = 0; i < panel_width; ++i) {
+                const int64_t output = panel * panel_width + i;
+                const int64_t there = output >= outputs ? 0 : std::min(group_depth, inputs - input);
+                const int8_t* const group = row_major + output * inputs + input;
+                int sum = 0;
+                for (int64_t k = 0; k < there; k += 2) {
+                    const int one = group[k], other = k + 1 < there ? group[k + 1] : 0;
+                    sum += one + other;
+                    narrow &= std::max(one, 0) + std::max(other, 0) <= most;
+                    narrow &= std::min(one, 0) + std::min(other, 0) >= -most;
+                }
+                sums[(panel * depth + input) / group_depth * panel_width + i] = static_cast<int16_t>(sum);
+            }
+    return narrow;
 }
 
 void unpack_row(const Matrix& matrix, int64_t output, void* row) {

@@ -126,12 +126,19 @@ static inline void prepare_int8x2(const float* x, int64_t inputs, int64_t groups
     }
 }
 
+// Both are a multiple of 32 long. 128 is the sign's bit, whatever it was.
+static inline void raise(const int8_t* digits, int64_t size, uint8_t* raised) {
+    if (raised == nullptr) return;
+    for (int64_t i = 0; i < size; ++i) raised[i] = static_cast<uint8_t>(digits[i] ^ 0x80);
+}
+
 static void prepare(Activations activations, const float* x, int64_t inputs, int64_t row, const Rows& to) {
     const int64_t depth = to.depth, groups_of_row = depth / group_depth;
     const int64_t groups = (inputs + group_depth - 1) / group_depth, padded = groups * group_depth;
     float* const scales = const_cast<float*>(to.scales);
     int8_t* const digits = const_cast<int8_t*>(to.digits);
     int32_t* const sums = const_cast<int32_t*>(to.sums);
+    uint8_t* const raised = to.raised ? const_cast<uint8_t*>(to.raised) + row * depth : nullptr;
     switch (activations) {
         case Activations::fp32:
             for (int64_t i = 0; i < padded; i += group_depth) {
@@ -150,9 +157,11 @@ static void prepare(Activations activations, const float* x, int64_t inputs, int
         case Activations::int8:
             prepare_int8(x, inputs, groups, scales + row * groups_of_row, digits + row * depth,
                          sums + row * groups_of_row);
+            raise(digits + row * depth, padded, raised);
             break;
         case Activations::int8_row:
             prepare_int8_row(x, inputs, groups, scales + row, digits + row * depth, sums + row * groups_of_row);
+            raise(digits + row * depth, padded, raised);
             break;
         case Activations::int8x2:
             prepare_int8x2(x, inputs, groups, groups_of_row, scales + row * groups_of_row, digits + 2 * row * depth,

@@ -31,6 +31,7 @@ Rows from_column(Rows rows, Activations activations, int64_t column) {
     rows.fp32 += column;
     rows.bf16 += column;
     rows.digits += column;
+    if (rows.raised != nullptr) rows.raised += column;
     if (activations != Activations::int8_row) rows.scales += column / group_depth;
     rows.sums += column / group_depth;
     return rows;
@@ -58,6 +59,7 @@ void copy_prepared(Activations activations, const Rows& all, int64_t from, const
     }
     const int64_t digits = activations == Activations::int8x2 ? 2 : 1;
     copy(all.digits, own.digits, digits * all.depth);
+    if (all.raised != nullptr) copy(all.raised, own.raised, all.depth);
     copy(all.sums, own.sums, digits * groups);
 }
 

@@ -23,14 +23,17 @@ void RopeTable::grow(int64_t largest) {
 
 void Prepared::reserve(int64_t rows) {
     const int64_t groups = deepest / group_depth;
+    capacity = rows;
     values = Memory(rows * deepest * sizeof(float));
     scales = Memory(rows * (groups + 1) * sizeof(float));
     sums = Memory(2 * rows * groups * sizeof(int32_t));
 }
 
 Rows Prepared::rows(int64_t depth) const {
-    return {
-        depth, values.as<float>(), values.as<uint16_t>(), values.as<int8_t>(), scales.as<float>(), sums.as<int32_t>()};
+    auto* const digits = values.as<int8_t>();
+    // Digits take a quarter of the place of floats, or half of it where they are two.
+    const auto* const raised = kernels().linear.raises ? values.as<uint8_t>() + 2 * capacity * deepest : nullptr;
+    return {depth, values.as<float>(), values.as<uint16_t>(), digits, raised, scales.as<float>(), sums.as<int32_t>()};
 }
 
 void Pass::reserve(int64_t count) {

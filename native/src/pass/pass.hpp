@@ -64,7 +64,7 @@ struct Buffer {
 
 // Rows brought to what products read. The largest of any product fits.
 struct Prepared {
-    int64_t deepest = 0;
+    int64_t deepest = 0, capacity = 0;
     Memory values, scales, sums;
     void reserve(int64_t rows);
     // The buffers as products with rows of that depth see them.

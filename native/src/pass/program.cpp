@@ -1,6 +1,7 @@
 #include "pass/program.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -59,6 +60,8 @@ PackedMatrix* Program::matrix(WeightLayout layout, Activations activations, int6
     if (layout == WeightLayout::int8) {
         matrix.scales = packed->scales = allocate<float>(matrix.outputs);
         packed->bytes += matrix.outputs * sizeof(float);
+        if (kernels().linear.raises && activations != Activations::int8x2)
+            matrix.group_sums = packed->group_sums = allocate<int16_t>(matrix.outputs * groups);
     } else if (layout == WeightLayout::int4) {
         matrix.group_scales = packed->group_scales = allocate<uint16_t>(matrix.outputs * groups);
         packed->bytes += matrix.outputs * groups * sizeof(uint16_t);
@@ -89,17 +92,23 @@ void Program::fill(PackedMatrix& packed, int64_t panel, int64_t outputs, const v
     if (matrix.layout == WeightLayout::int8)
         std::memcpy(packed.scales + panel * panel_width, scales, outputs * sizeof(float));
     const int64_t panel_bytes = packed_bytes(matrix.layout, 1, matrix.depth);
+    std::atomic<bool> narrow = true;
     Pool::instance().run([&](Worker& worker) {
         worker.each(panels, [&](int64_t number) {
             pack_panels(matrix.layout, values, outputs, matrix.inputs, matrix.depth, number, number + 1,
                         kernels().linear.int8_offset, packed.weights + panel * panel_bytes);
-            if (matrix.layout != WeightLayout::int4) return;
             const int64_t first = panel * panel_width * groups;
+            if (packed.group_sums != nullptr &&
+                !sum_groups(static_cast<const int8_t*>(values), outputs, matrix.inputs, matrix.depth, number,
+                            number + 1, packed.group_sums + first))
+                narrow = false;
+            if (matrix.layout != WeightLayout::int4) return;
             pack_groups(static_cast<const uint16_t*>(scales), outputs, groups, number, number + 1, 0,
                         packed.group_scales + first);
             if (zeros != nullptr) pack_groups(zeros, outputs, groups, number, number + 1, 8, packed.zeros + first);
         });
     });
+    if (!narrow) matrix.group_sums = nullptr;
 }
 
 const float* Program::keep(const float* values, int64_t size) {

@@ -16,8 +16,9 @@ struct PackedMatrix {
     float* scales = nullptr;
     uint16_t* group_scales = nullptr;
     uint8_t* zeros = nullptr;
+    int16_t* group_sums = nullptr;
     float* bias = nullptr;
-    std::size_t bytes = 0;  // of weights, scales and zeros: what a pass reads
+    std::size_t bytes = 0;  // of weights, scales and zeros: what a pass of one row reads
 };
 
 class Program {

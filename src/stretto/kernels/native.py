@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
 
 NOTICE = """\
@@ -90,6 +90,11 @@ def move_rows(storage: Sequence[Tensor], source: list[int], target: list[int]) -
 def seconds() -> float:
     """Return the seconds that callers spent in native passes since the process began."""
     return float(required().seconds())
+
+
+def sums_groups() -> bool:
+    """Return whether int8 matrices have sums of their groups in memory beside them: 2 bytes for 32 weights."""
+    return _library is not None and bool(_library.sums_groups())
 
 
 def streaming_read(size: int, repeats: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from stretto.cache.memory import free_memory
+from stretto.kernels import native
 from stretto.kernels.linear import round_up
 from stretto.kernels.quantized import GROUP
 from stretto.models.base import DTYPES, default_lanes
@@ -46,18 +47,19 @@ def footprint(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: tor
     if not spec.tied or form.quantized:
         table = math.prod(embed) * int(own.bits if form.quantized else form.bits) // 8
     head = FORMATS[form.head] if form.head else form
-    read = _packed(shapes.pop("head", embed), head) + sum(
-        _packed(shape, own if name.endswith("router.weight") and form.quantized else form)
-        if len(shape) > 1 and name != "positions"
-        else 4 * math.prod(shape)
-        for name, shape in shapes.items()
-    )
+    matrices, read = [(shapes.pop("head", embed), head)], 0
+    for name, shape in shapes.items():
+        if len(shape) > 1 and name != "positions":
+            matrices.append((shape, own if name.endswith("router.weight") and form.quantized else form))
+        else:
+            read += 4 * math.prod(shape)
     for attention in (layer.attention for layer in spec.layers):
         if attention.latent is not None:  # zeros, behind which keys and values are written
-            read += _packed((attention.heads * attention.head_size, attention.latent.size), form)
+            matrices.append(((attention.heads * attention.head_size, attention.latent.size), form))
+    read += sum(_packed(*each) for each in matrices)
     largest = max(math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != "positions")
     cache = sum(lane.bytes_per_token() for lane in default_lanes(spec, DTYPES[dtype]))
-    kept = read + table
+    kept = read + table + sum(_sums(*each) for each in matrices)
     passing = _passing(form, own)
     head_first = table + int(passing * math.prod(embed)) + (0 if form.quantized else _packed(embed, form))
     if form.folds:
@@ -95,3 +97,9 @@ def check_room(spec: ModelSpec, form: WeightFormat, own: WeightFormat, dtype: to
 def _packed(shape: tuple[int, ...], form: WeightFormat) -> int:
     outputs, inputs = round_up(shape[0], PANEL), round_up(shape[1], GROUP)
     return int(outputs * inputs * form.bits / 8) + (4 * outputs if form.layout == "int8" else 0)
+
+
+def _sums(shape: tuple[int, ...], form: WeightFormat) -> int:
+    if form.layout != "int8" or form.activations == "int8x2" or not native.sums_groups():
+        return 0
+    return 2 * round_up(shape[0], PANEL) * (round_up(shape[1], GROUP) // GROUP)

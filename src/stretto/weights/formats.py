@@ -72,10 +72,10 @@ FORMATS: dict[str, WeightFormat] = {
         WeightFormat(
             "bf16", "bf16", "bf16", 16.0, lambda matrix: matrix.bfloat16(), lossless=frozenset({torch.bfloat16})
         ),
-        WeightFormat("int8", "int8", "int8", 8.0, _int8("int8"), folds=True, prepares=True),
+        WeightFormat("int8", "int8", "int8", 8.0, _int8("int8"), folds=True, prepares=True, version=2),
         WeightFormat("int8x2", "int8", "int8x2", 8.0, _int8("int8x2"), folds=True, prepares=True),
-        WeightFormat("int8-fast", "int8", "int8_row", 8.0, _int8("int8_row"), prepares=True),
-        WeightFormat("int4", "int4", "int8", 4.5, quantize_int4, head="int8", folds=True, prepares=True),
+        WeightFormat("int8-fast", "int8", "int8_row", 8.0, _int8("int8_row"), prepares=True, version=2),
+        WeightFormat("int4", "int4", "int8", 4.5, quantize_int4, head="int8", folds=True, prepares=True, version=2),
     )
 }
 

@@ -25,23 +25,35 @@ _DIVISORS = (-8.0, -7.2, -8.8, 8.2)
 
 
 def quantize_int8(matrix: Tensor, activations: str = "int8") -> Quantized:
-    """Return ``matrix`` [out, in] in int8 with one scale, largest magnitude / 127, for each output.
+    """Return ``matrix`` [out, in] in int8 with one scale, peak / 127, for each output.
 
-    ``activations`` says how products read their rows: int8, int8x2 or int8_row. Raises ``ValueError`` for NaN and
-    infinities.
+    ``activations`` says how products read their rows. For int8x2 the peak is the largest magnitude; for int8 and
+    int8_row it is the largest sum of those of inputs 2i and 2i + 1 that have one sign. Such neighbours then add up to
+    128 at most, and a processor that adds products of bytes in 16 bits needs three instructions instead of four. It
+    costs one bit of eight at worst, 0.4 for normally distributed weights, less the heavier their tails. Raises
+    ``ValueError`` for NaN and infinities.
     """
     values = torch.empty(matrix.shape, dtype=torch.int8)
     scales = torch.empty(len(matrix))
 
     def encode(rows: slice) -> None:
         piece = _checked(matrix[rows].float())
-        peak = piece.abs().amax(1)
+        peak = piece.abs().amax(1) if activations == "int8x2" else _largest_pair(piece)
         usable = peak >= SMALLEST
         scales[rows] = torch.where(usable, peak / 127, 0.0)
         values[rows] = (piece * torch.where(usable, 127 / peak, 0.0)[:, None]).round_()
 
     _in_pieces(encode, *matrix.shape)
     return Quantized("int8", activations, values, scales)
+
+
+def _largest_pair(matrix: Tensor) -> Tensor:
+    """Return the peak of each output [out] of ``matrix`` [out, in] as ``quantize_int8`` says."""
+    pairs = torch.constant_pad_nd(matrix, (0, matrix.shape[1] % 2)).view(len(matrix), -1, 2)
+    one, other = pairs.unbind(-1)
+    positive = one.clamp(min=0) + other.clamp(min=0)
+    negative = one.clamp(max=0) + other.clamp(max=0)
+    return torch.maximum(positive, -negative).amax(1)
 
 
 def quantize_int4(matrix: Tensor, activations: str = "int8") -> Quantized:
