@@ -63,7 +63,8 @@ struct PreparedRows {
     Buffer<int32_t> sums;
 
     Rows view() const {
-        return {depth, fp32.data(), bf16.data(), digits.data(), raises ? raised.data() : nullptr, scales.data(), sums.data()};
+        const uint8_t* const up = raises ? raised.data() : nullptr;
+        return {depth, fp32.data(), bf16.data(), digits.data(), up, scales.data(), sums.data()};
     }
     // A copy of some rows, which have no company in memory either.
     PreparedRows slice(int64_t first, int64_t count) const;

@@ -155,7 +155,8 @@ void check_sums(Check& check, Random& random) {
     Buffer<int8_t> matrix(outputs * inputs);
     for (int8_t& value : matrix) value = static_cast<int8_t>(random.between(-64, 64));
     // One pair that fits only just, or does not.
-    const int64_t at = random.below(outputs) * inputs + 2 * random.below((inputs + 1) / 2), sign = random.one_in(2) ? 1 : -1;
+    const int64_t at = random.below(outputs) * inputs + 2 * random.below((inputs + 1) / 2);
+    const int sign = random.one_in(2) ? 1 : -1;
     const bool paired = at % inputs + 1 < inputs, narrow = !paired || random.one_in(2);
     matrix[at] = static_cast<int8_t>(sign * random.between(64, 127));
     if (paired) matrix[at + 1] = static_cast<int8_t>(sign * ((narrow ? 128 : 129) - std::abs(matrix[at])));
@@ -163,7 +164,8 @@ void check_sums(Check& check, Random& random) {
     for (int64_t o = 0; o < panels * 32; ++o)
         for (int64_t g = 0; g < groups; ++g) {
             int sum = 0;
-            for (int64_t k = g * 32; o < outputs && k < std::min(g * 32 + 32, inputs); ++k) sum += matrix[o * inputs + k];
+            for (int64_t k = g * 32; o < outputs && k < std::min(g * 32 + 32, inputs); ++k)
+                sum += matrix[o * inputs + k];
             want[(o / 32 * groups + g) * 32 + o % 32] = static_cast<int16_t>(sum);
         }
     check.about(text("%lld outputs, %lld inputs", static_cast<long long>(outputs), static_cast<long long>(inputs)));

@@ -42,7 +42,7 @@ struct Matrix {
     const float* scales;           // int8: [panels * 32], one per output
     const uint16_t* group_scales;  // int4: fp16 [panels][depth / 32][32]
     const uint8_t* zeros;          // int4: [panels][depth / 32][32], the nibble that means 0; null: 8 everywhere
-    const int16_t* group_sums;     // int8: [panels][depth / 32][32], sums of weights; null: not asked for, or see pack.hpp
+    const int16_t* group_sums;     // int8: [panels][depth / 32][32], see sum_groups; null: not asked for, or too large
     const float* bias;             // [panels * 32] or null
     int32_t shards;                // 1 to 8
     int64_t
@@ -53,12 +53,12 @@ struct Matrix {
 // Entries behind the true inputs are zeros.
 struct Rows {
     int64_t depth;
-    const float* fp32;     // [rows][depth]
-    const uint16_t* bf16;  // [rows][depth]
-    const int8_t* digits;  // [rows][depth], never -128; int8x2: [2 * rows][depth], the low ones may be
+    const float* fp32;      // [rows][depth]
+    const uint16_t* bf16;   // [rows][depth]
+    const int8_t* digits;   // [rows][depth], never -128; int8x2: [2 * rows][depth], the low ones may be
     const uint8_t* raised;  // the digits of int8 and int8_row plus 128, [rows][depth]; null: not asked for
-    const float* scales;   // [rows][depth / 32], int8_row: [rows]
-    const int32_t* sums;   // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
+    const float* scales;    // [rows][depth / 32], int8_row: [rows]
+    const int32_t* sums;    // sum of the digits: [rows][depth / 32], int8x2: [2 * rows][depth / 32]
 };
 
 struct Product {

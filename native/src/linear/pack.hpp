@@ -20,9 +20,9 @@ void pack_groups(const uint16_t* row_major, int64_t outputs, int64_t groups, int
 void pack_groups(const uint8_t* row_major, int64_t outputs, int64_t groups, int64_t first, int64_t last, uint8_t fill,
                  uint8_t* packed);
 
-// Sums of each group's int8 weights, [panels][depth / 32][32], panels [first, last). Returns whether the weights of inputs
-// 2i and 2i + 1 that have one sign never add up to more than 128: their products with two bytes from 0 to 255 then add up
-// within 16 bits.
+// Sums of each group's int8 weights, [panels][depth / 32][32], panels [first, last). Returns whether the weights of
+// inputs 2i and 2i + 1 never add up to more than 128 with one sign: their products with two bytes from 0 to 255 then add
+// up within 16 bits.
 bool sum_groups(const int8_t* row_major, int64_t outputs, int64_t inputs, int64_t depth, int64_t first, int64_t last,
                 int16_t* sums);
 

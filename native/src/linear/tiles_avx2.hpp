@@ -4,10 +4,10 @@
 // all rows, its rows' sums stay in registers. All loops over rows and registers are unrolled, for an array indexed by a
 // variable would live in memory.
 
-constexpr int most_rows = 4;         // times 16 outputs take 8 of the 16 registers
-constexpr int most_int8_rows = 5;    // whose products need fewer registers beside their sums
-constexpr int least_raised_rows = 3;  // fewer wait for memory, which group_sums would come from too
-constexpr int most_int8x2_rows = 3;  // of two digits each
+constexpr int most_rows = 4;          // times 16 outputs take 8 of the 16 registers
+constexpr int most_int8_rows = 5;     // whose products need fewer registers beside their sums
+constexpr int most_int8x2_rows = 3;   // of two digits each
+constexpr int least_raised_rows = 3;  // fewer wait for memory, from which group_sums would come too
 
 // The weights of one panel, from the group `first` on.
 STRETTO_INLINE const uint8_t* weights_at(const Matrix& m, int64_t panel, int64_t first, int64_t group_bytes) {
@@ -217,8 +217,8 @@ STRETTO_INLINE void add_raised_quad(const __m256i* weights, __m256i ones, const 
           [raised] "m"(*reinterpret_cast<const int32_t*>(raised)));
 #else
     const __m256i all = broadcast(raised);
-    const auto product = [&](__m256i signed_ones) {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(all, signed_ones), ones);
+    const auto product = [&](__m256i eight_outputs) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(all, eight_outputs), ones);
     };
     sum.low = _mm256_add_epi32(sum.low, product(weights[0]));
     sum.high = _mm256_add_epi32(sum.high, product(weights[1]));
