@@ -1,6 +1,7 @@
 #include "pack.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace stretto {
@@ -158,8 +159,7 @@ bool sum_groups(const int8_t* row_major, int64_t outputs, int64_t inputs, int64_
                 for (int64_t k = 0; k < there; k += 2) {
                     const int one = group[k], other = k + 1 < there ? group[k + 1] : 0;
                     sum += one + other;
-                    narrow &= std::max(one, 0) + std::max(other, 0) <= most;
-                    narrow &= std::min(one, 0) + std::min(other, 0) >= -most;
+                    narrow &= std::abs(one + other) <= most;  // of two signs, no sum is larger
                 }
                 sums[(panel * depth + input) / group_depth * panel_width + i] = static_cast<int16_t>(sum);
             }

@@ -50,10 +50,8 @@ def quantize_int8(matrix: Tensor, activations: str = "int8") -> Quantized:
 def _largest_pair(matrix: Tensor) -> Tensor:
     """Return the peak of each output [out] of ``matrix`` [out, in] as ``quantize_int8`` says."""
     pairs = torch.constant_pad_nd(matrix, (0, matrix.shape[1] % 2)).view(len(matrix), -1, 2)
-    one, other = pairs.unbind(-1)
-    positive = one.clamp(min=0) + other.clamp(min=0)
-    negative = one.clamp(max=0) + other.clamp(max=0)
-    return torch.maximum(positive, -negative).amax(1)
+    one, other = pairs.unbind(-1)  # of two signs, their sum is smaller than the larger
+    return torch.maximum(matrix.abs().amax(1), (one + other).abs().amax(1))
 
 
 def quantize_int4(matrix: Tensor, activations: str = "int8") -> Quantized:
