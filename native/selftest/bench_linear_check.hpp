@@ -84,7 +84,7 @@ inline bool check(const Format& format, int64_t outputs, int64_t inputs, int sha
         Rows x = prepared.x;
         const int64_t step = format.activations == Activations::int8x2 ? 2 : 1, groups = matrix.depth / 32;
         x.fp32 += first * x.depth, x.bf16 += first * x.depth;
-        x.digits += step * first * x.depth, x.sums += step * first * groups;
+        x.digits += step * first * x.depth, x.raised += first * x.depth, x.sums += step * first * groups;
         x.scales += format.activations == Activations::int8_row ? first : first * groups;
         const Product product{&matrix, x, rows, static_cast<float*>(out.data) + first * stride, stride, add};
         for (int64_t piece = pieces; piece-- > 0;) linear.run(product, piece, pieces, scratch.data);
