@@ -15,8 +15,7 @@ from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration
 from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.ledger import Ledger
-from stretto.decoding.speculative.looking import Looks
-from stretto.decoding.speculative.paying import PACE_BOUND, ROW_STEPS, Paying
+from stretto.decoding.speculative.paying import NEVER, PACE_BOUND, ROW_STEPS, Paying
 from stretto.decoding.speculative.trees import only
 
 
@@ -50,6 +49,10 @@ class Game:
     calls: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     plain: int = 0
+    period: int = 0
+    """Of the texts; 0: they never repeat themselves."""
+    resting: int = 0
+    rested: int = 0
 
     def __post_init__(self) -> None:
         self.paying = Paying(Ledger(self.machine.clock))
@@ -64,15 +67,27 @@ class Game:
     def request(self, number: int, mask: object = None) -> SimpleNamespace:
         stats = SimpleNamespace(decoding_ms=0.0, plain_ms=0.0)
         params = SimpleNamespace(mask=mask)
-        return SimpleNamespace(id=number, model="target", tokens=(), params=params, memory={}, stats=stats)
+        return SimpleNamespace(id=number, model="target", prompt=(), tokens=[], params=params, memory={}, stats=stats)
 
     def step(self) -> None:
         """Draft, send, keep what is right, and let the clock run."""
         self.services.steps += 1
-        if self.paying.rests():
+        for request in self.asked:
+            if self.resting and "seen" not in request.memory and self.paying.meets(request):
+                self.paying.rest((), self.rested)
+                self.resting = self.rested = 0
+            request.memory["seen"] = True
+        if self.resting:
+            self.resting -= 1
+            self.rested += 1
             self.plain, self.tokens = self.plain + 1, self.tokens + self.requests
             self.machine.now += self.machine.ms(self.requests)
-            self.paying.rest(self.asked)
+            if not self.resting:
+                done = [SimpleNamespace(request=request, tokens=(0,)) for request in self.asked]
+                self.paying.rest(done, self.rested)
+                self.resting, self.rested = self.paying.rests(), 0
+            for request in self.asked:
+                request.tokens += self.written(request, 1)
             return
         rows = [self.paying.bid(request, 16) for request in self.asked]
         drafted = [Drafted(request) for request, room in zip(self.asked, rows, strict=True) if room]
@@ -98,6 +113,9 @@ class Game:
         self.machine.now += self.machine.ms(self.requests + rows_sent) + sum(spent.values())
         self.machine.now += self.overhead if rows_sent else 0.0
         self.paying.learn(drafted, observations, spent)
+        self.resting = self.paying.rests()
+        for seen in observations:
+            seen.request.tokens += self.written(seen.request, len(seen.committed.tokens))
 
     def seen(self, request: SimpleNamespace, tree: DraftTree) -> SimpleNamespace:
         nodes, node = [], -1
@@ -108,6 +126,11 @@ class Game:
         return SimpleNamespace(
             request=request, tree=tree, nodes=nodes, committed=SimpleNamespace(tokens=[0] * (len(nodes) + 1))
         )
+
+    def written(self, request: SimpleNamespace, count: int) -> list[int]:
+        """Return what the text goes on with: tokens that it never had, or those ``period`` tokens before."""
+        length = len(request.tokens)
+        return [place % (self.period or NEVER) for place in range(length, length + count)]
 
     def play(self, steps: int) -> float:
         """Return how many times faster than plain decoding ``steps`` steps were."""
@@ -171,21 +194,18 @@ def test_looks_that_seem_worth_it_and_send_nothing_have_a_budget(steps: int):
     assert any(looks[len(looks) // 2 :])
 
 
-def test_a_debt_of_looks_is_paid_by_time_and_by_what_they_find():
-    """Steps of 1 ms; looks of 0.2 ms, of which one in 40 steps is allowed, and four ahead."""
-    looks = Looks()
-
-    def vain(step: int, beyond: float = 0.2) -> int:
-        return looks.vain(step, 1.0, 0.1, beyond, 1)
-
-    assert [vain(0) for _ in range(9)] == pytest.approx([0, 0, 0, 0, 40, 80, 120, 160, 200], abs=1)
-    assert not looks.allows(0, 1.0) and looks.allows(41, 1.0)
-    assert vain(200) == pytest.approx(40, abs=1)
-    looks.paid(-1.0)  # a loss is no new debt
-    assert vain(200) == pytest.approx(80, abs=1)
-    looks.paid(1.3)
-    assert vain(200, 50.0) == 0  # what is beyond all measure was something else
-    assert looks.away(1.0, 2) == pytest.approx(2 * looks.away(1.0, 1), abs=1)
+def test_a_text_that_begins_to_repeat_itself_ends_a_rest_within_eight_steps():
+    """Looks in vain have used up what new texts may. Control: a text without repetitions goes on resting."""
+    for repeats in (True, False):
+        game = Game(Machine(base=1.0, row=0.01, free=1), {"copy": (0.9, 0.3)}, period=100 if repeats else 0)
+        game.play(4)
+        paying, step = game.paying, game.services.steps
+        while paying._looks.allows(step, 1.0):
+            paying.ledger.pause(paying._looks.vain(step, 1.0, 0.3, 0.3, 1))
+        game.resting, game.asked = paying.rests(), [game.request(1)]
+        game.asked[0].tokens += game.written(game.asked[0], 110)
+        game.play(9)
+        assert (game.calls.get("copy", 0) > 0) == repeats
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8, 20, 100])

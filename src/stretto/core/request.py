@@ -44,8 +44,8 @@ class Stats:
     """By drafter and depth (the first entry is depth 1): [checked, accepted] tokens. One that several drafters
     proposed counts for each."""
     origins: list[str] = field(default_factory=list)
-    """Who drafted each generated token: names joined by ``+``, the empty string for the model itself. Filled for
-    requests that draft."""
+    """Who drafted each generated token: names joined by ``+``, the empty string for the model itself, which wrote
+    those behind the last entry."""
     decoding_ms: float = 0.0
     """Wall time of its steps behind the prompt, as far as an allocator booked them."""
     plain_ms: float = 0.0

@@ -352,7 +352,9 @@ class Engine:
             each.drafted += committed.drafted
             each.accepted += accepted
             each.count_drafts(committed.drafts)
-        stats.origins += committed.origins[: len(tokens)]
+        if committed.origins:  # behind those of the tokens that nobody drafted
+            stats.origins += [""] * (len(request.tokens) - len(request.prompt) - len(tokens) - len(stats.origins))
+            stats.origins += committed.origins[: len(tokens)]
         if committed.logits is not None:
             request.logprobs += logprobs(committed.logits[: len(tokens)], tokens, request.params.logprobs or 0)
         # Only rows of known tokens are published: behind a stop string the watermark may lie past the text.

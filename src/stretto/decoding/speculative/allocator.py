@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from stretto.core.tree import DraftTree
 
 if TYPE_CHECKING:
-    from stretto.core.request import Request
+    from stretto.core.request import Committed, Request
     from stretto.decoding.method import Services
     from stretto.decoding.speculative.drafter import Draft, Observation
 
@@ -42,15 +42,16 @@ class Allocator(Protocol):
         """Return how many rows to bid for, at most ``most``; 0 while drafting does not pay."""
         ...
 
-    def rests(self) -> bool:
-        """Whether nobody is to draft in this step, and nobody needs to hear of it; the same all through a step.
-
-        But where its requests have to be committed one by one: then a rest may begin with the first of them.
-        """
+    def rests(self) -> int:
+        """Return for how many steps from now on nobody is to draft and nobody needs to hear of it."""
         ...
 
-    def rest(self, requests: Sequence[Request]) -> None:
-        """Book such a step, instead of ``learn``."""
+    def rest(self, done: Sequence[Committed], steps: int) -> None:
+        """Book so many such steps, instead of ``learn``; ``done`` is what the requests of the last one gained."""
+        ...
+
+    def meets(self, request: Request) -> bool:
+        """Return whether such a rest ends with the step to come, in which the request is to gain its second token."""
         ...
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
@@ -96,12 +97,16 @@ class Everything:
         """Bid for all rows."""
         return most
 
-    def rests(self) -> bool:
+    def rests(self) -> int:
         """It never rests."""
-        return False
+        return 0
 
-    def rest(self, requests: Sequence[Request]) -> None:
+    def rest(self, done: Sequence[Committed], steps: int) -> None:
         """Nothing is booked."""
+
+    def meets(self, request: Request) -> bool:
+        """There is no rest to end."""
+        return False
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let everyone draft as much as there is room for."""

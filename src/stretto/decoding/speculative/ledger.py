@@ -107,8 +107,8 @@ class Ledger:
         return self._pace.value / max(self._tokens.value, 1e-9)
 
     def wants_plain(self) -> bool:
-        """Whether the step to come should be a plain one, for comparison or because drafting rests."""
-        return self.resting > 0 or self.plain_overhead.weight < FEW_PLAIN or self.steps % PLAIN_EVERY == 0
+        """Whether the step to come should be a plain one, for comparison."""
+        return self.plain_overhead.weight < FEW_PLAIN or self.steps % PLAIN_EVERY == 0
 
     def book(
         self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float
@@ -123,10 +123,6 @@ class Ledger:
         wall = self._wall_of(step, load)
         if wall is None:
             return None
-        if self.resting:
-            self.resting -= 1
-            self._keep_pace(self._learn_plain(wall, price, load), load.requests)
-            return wall, wall
         if drafted:
             if not self.drafted_overhead.weight:
                 self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
@@ -141,10 +137,11 @@ class Ledger:
         self._keep_pace(counts, tokens)
         return wall, self.plain_ms(price, load)
 
-    def count_rest(self) -> None:
-        """Count a step in which drafting rests."""
-        self.steps += 1
-        self.resting -= 1
+    def count_rest(self, steps: int) -> int:
+        """Count steps in which drafting rests; return how many are left."""
+        self.steps += steps
+        self.resting = max(0, self.resting - steps)
+        return self.resting
 
     def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
         """Book such a step: with a ``price`` the pace of plain decoding is learnt, without one its end is noted.
@@ -158,15 +155,19 @@ class Ledger:
         self._keep_pace(counts, load.requests)
         return counts
 
+    def begin(self, step: int) -> None:
+        """Note that a step which is to be timed begins now."""
+        self._last = step - 1, self._clock()
+
     def pause(self, steps: int) -> None:
         """Let drafting rest for at least so many steps, as there is nothing to draft."""
         if steps > self.resting:
             self.resting, self.asleep = steps, True
 
     def wake(self, lost: bool = False) -> None:
-        """End such a rest with the step to come; ``lost``: one behind a lost trial, too."""
+        """End such a rest; ``lost``: one behind a lost trial, too."""
         if self.asleep or lost:
-            self.resting = min(self.resting, 1)
+            self.resting = 0
 
     def gain(self) -> float:
         """Return how many times faster than plain decoding the drafted steps of late were; 1 when there were none."""

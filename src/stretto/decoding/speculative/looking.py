@@ -6,16 +6,43 @@ booked as a debt, which time pays off, and so does what drafting saves.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 from stretto.decoding.speculative.ledger import Mean
 
-LOOK_SHARE = 0.005
+LOOK_SHARE = 0.0015
 """Share of the time that looks in vain may take."""
-DEAREST_LOOK = 4
-"""How many times what its drafters take a look takes at most: the rest of a longer one was something else."""
+DEAREST_LOOK, LEAST_BOUND = 4, 0.5
+"""How many times what its drafters take a look takes at most, and the milliseconds that it may take in any case, as
+what is rarely run runs slowly: the rest of a longer one was something else."""
 OVERDRAFT = 4
-"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again."""
-LONGEST_LOOK_AWAY = 512
+"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again, and
+those that repeat themselves as many as these together."""
+LONGEST_LOOK_AWAY = 2048
 """Steps without a look at most, where steps are so short that a look takes many percent of one."""
+REPEATED = 8
+"""Tokens at the end of a text that stood in it before, which makes a look likelier to find something."""
+
+
+class Echo:
+    """Says whether one text repeats itself, as often as it is asked."""
+
+    def __init__(self) -> None:
+        self._text = array("q")
+
+    def heard(self, tokens: Sequence[int]) -> bool:
+        """Whether the text so far ends in ``REPEATED`` tokens that stand in it further up, or in its prompt."""
+        text = self._text
+        text.extend(tokens[len(text) :])
+        if len(text) <= REPEATED:
+            return False
+        size = text.itemsize
+        end, before = text[-REPEATED:].tobytes(), text[:-1].tobytes()
+        found = before.find(end)
+        while found > 0 and found % size:  # across the border of two tokens
+            found = before.find(end, found + 1)
+        return found >= 0
 
 
 class Looks:
@@ -32,7 +59,7 @@ class Looks:
 
         ``drafters``: the milliseconds that they took; ``beyond``: those that the step took beyond a plain one.
         """
-        ms = min(max(drafters, beyond), DEAREST_LOOK * drafters)
+        ms = min(max(drafters, beyond), max(DEAREST_LOOK * drafters, LEAST_BOUND))
         self._look.add(ms / requests, 32)
         self._debt, self._since = self._owed(step, plain) + ms, step
         beyond_bounds = max(0.0, self._debt - OVERDRAFT * self._look.value)
@@ -42,9 +69,9 @@ class Looks:
         """What looks have found saved so many milliseconds, which pay for those in vain."""
         self._debt = max(0.0, self._debt - max(0.0, ms))
 
-    def allows(self, step: int, plain: float) -> bool:
-        """Whether a new request may be looked at."""
-        return self._owed(step, plain) <= 2 * OVERDRAFT * self._look.value
+    def allows(self, step: int, plain: float, repeats: bool = False) -> bool:
+        """Whether a new request may be looked at, or one that ``repeats`` itself, which may when new ones may not."""
+        return self._owed(step, plain) <= (4 if repeats else 2) * OVERDRAFT * self._look.value
 
     def away(self, plain: float, requests: int) -> int:
         """Return for how many steps one of so many requests, to which looks bring nothing, goes without one."""

@@ -25,9 +25,6 @@ PATIENCE = 2.0
 READING = 2e-4
 """and for each token of a request that it meets in this step: indexes of a prompt are built at the first draft."""
 
-PLAINLY = ("",)
-"""Who drafted the one token of a step without drafts: nobody."""
-
 
 class Late(Exception):
     """A drafter took longer than its budget."""
@@ -72,9 +69,13 @@ class Speculative:
         self.services: Services | None = None
         self._spent: dict[str, float] = {}
         """Milliseconds that each drafter took in this step."""
+        self._resting = self._rested = 0
+        """Steps of rest that are still to come, and those behind them."""
+        self._plain = False
+        """Whether the step at hand is one."""
         # What is remembered about a request lies under the method's and the drafters' own names.
         self._drafted, self._met = f"{name}.drafted", f"{name}.met"
-        self._tree = f"{name}.tree"
+        self._tree, self._seen = f"{name}.tree", f"{name}.seen"
 
     def bind(self, services: Services) -> None:
         """Take the engine's services for the allocator and the drafters."""
@@ -85,15 +86,26 @@ class Speculative:
 
     def extra(self, request: Request) -> int:
         """Bid for the rows of a whole tree, no deeper than the text may still grow."""
-        if not self.drafters or self.allocator.rests():
+        new = self._seen not in request.memory
+        if new:
+            request.memory[self._seen] = True
+        if not self.drafters or (self._resting and not (new and self._wakes(request))):
             return 0
         most = max(0, min(self.rows, request.state.left - 1))
         return self.allocator.bid(request, most) if most else 0
 
+    def _wakes(self, request: Request) -> bool:
+        """Whether a rest ends for a new request."""
+        if not self.allocator.meets(request):
+            return False
+        self.allocator.rest((), self._rested)
+        self._resting = self._rested = 0
+        return True
+
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
-        if self.allocator.rests():
-            self._spent = {}  # of an earlier step
+        self._plain = self._resting > 0
+        if self._plain:
             return self._features([known_chunk(*each) for each in zip(requests, rows, strict=True)])
         drafting = [i for i, request in enumerate(requests) if request.pending == 1 and rows[i] > 1]
         drafts = self._drafts([requests[i] for i in drafting], [rows[i] - 1 for i in drafting])
@@ -118,15 +130,13 @@ class Speculative:
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
     ) -> list[Committed]:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
-        # A rest may have begun with another request of this step (see ``Allocator.rests``).
-        if self.allocator.rests() and all(chunk.roles is None for chunk in chunks):
+        if self._plain:
             done = commit_known(requests, chunks, outputs)
-            wrote = []
-            for each in done:
-                if each.tokens:
-                    each.origins = PLAINLY
-                    wrote.append(each.request)
-            self.allocator.rest(wrote)
+            self._resting -= 1
+            self._rested += 1
+            if self._resting <= 0:
+                self.allocator.rest(done, self._rested)
+                self._resting, self._rested = self.allocator.rests(), 0
             return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)
@@ -137,10 +147,9 @@ class Speculative:
                 for each, output in zip(done, outputs, strict=True)
                 if each.filled == len(each.request.tokens)
             ]
-            for seen in walking:
-                seen.committed.origins = ("",) * len(seen.committed.tokens)
         drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
         self.allocator.learn(drafted, walking, self._spent)
+        self._resting = self.allocator.rests()
         listening = [each for each in self.drafters if each.name in self._spent or self.allocator.hears(each.name)]
         if listening:
             self._guard(lambda drafter: drafter.observe(walking), listening)

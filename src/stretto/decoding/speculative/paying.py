@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
 from stretto.decoding.speculative.ledger import Ledger
-from stretto.decoding.speculative.looking import Looks
+from stretto.decoding.speculative.looking import Echo, Looks
 from stretto.decoding.speculative.worth import FORMED, FREE, Gains, Place, Worth
 
 if TYPE_CHECKING:
     from stretto.core.batch import PassPrice
-    from stretto.core.request import Request
+    from stretto.core.request import Committed, Request
     from stretto.decoding.method import Load, Services
     from stretto.decoding.speculative.drafter import Observation
 
@@ -31,7 +31,9 @@ PACE_BOUND = 1.25
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
 HEED = 8
-"""Of so many steps of rest one is timed, from the end of the one before, and tells the pace of plain decoding."""
+"""Of so many steps of rest one looks at whether a text repeats itself."""
+TIMED = 32
+"""Of so many one is timed, from the end of the one before, and tells the pace of plain decoding."""
 NEVER = 1 << 62
 """A step that does not come."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -44,6 +46,8 @@ class Own:
 
     like: int
     """``FREE`` or ``FORMED``."""
+    booked: int
+    """Tokens of its text of which its statistics know; those behind them were written in steps of rest."""
     counts: Counts = field(default_factory=dict)
     gains: Gains = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -55,8 +59,7 @@ class Own:
     """Looks in a row after which nothing was sent."""
     away: int = 0
     """The engine's step up to which it goes without a look."""
-    rested: int = 0
-    """Steps of rest that are not in its statistics yet."""
+    echo: Echo = field(default_factory=Echo)
 
 
 class Paying:
@@ -92,32 +95,40 @@ class Paying:
         self._sleep = min(self._sleep, until)
         return 0 if until else min(most, int(2 * own.sent) + 4)
 
-    def rests(self) -> bool:
-        """Whether drafting as a whole rests behind a lost trial or a look in vain, and goes on doing so."""
-        return self.ledger.resting > 1
+    def rests(self) -> int:
+        """Rest behind a lost trial or a look in vain, up to the next step of rest that tells something."""
+        left = self.ledger.resting
+        return min(left, 1 if left % TIMED == 1 else (left - 1) % HEED or HEED)
 
-    def rest(self, requests: Sequence[Request]) -> None:
-        """Book a step of plain decoding: of so many, one is timed for all."""
-        if not requests:
-            return
+    def rest(self, done: Sequence[Committed], steps: int) -> None:
+        """Book steps of plain decoding: of so many, one is timed for all."""
         ledger = self.ledger
-        ledger.count_rest()
-        for request in requests:
-            own = request.memory.get("paying")
-            if own is None:
-                own = self._own(request)
-                self._meet(request.model, own.like)
-            own.rested += 1
-        left = ledger.resting
-        if left % HEED > 1:
+        left = ledger.count_rest(steps)
+        wrote = [each.request for each in done if each.tokens]
+        if not wrote:
             return
         assert self.services is not None
-        model = requests[0].model
-        price = None if left % HEED else ledger.price(self.services.models[model].price)
+        model = wrote[0].model
+        price = None if left % TIMED else ledger.price(self.services.models[model].price)
         wall = ledger.rest(self.services.steps, price, self.services.load[model])
-        if wall:
-            for request in requests:
-                self._book_rest(request, wall)
+        for request in wrote:
+            own = self._own(request)
+            if wall:
+                self._book_rest(request, own, wall)
+            elif ledger.asleep and own.echo.heard(request.tokens) and self._affords_look(model, repeats=True):
+                ledger.wake()
+
+    def meets(self, request: Request) -> bool:
+        """A new request may be one for which drafters pay: look at it, where what is known of its like allows it."""
+        assert self.services is not None
+        ledger = self.ledger
+        if self._own(request).like == FORMED and not self._formed_lost:
+            ledger.wake(lost=True)
+        elif self._affords_look(request.model):
+            ledger.wake()
+        if not ledger.resting:
+            ledger.begin(self.services.steps)
+        return not ledger.resting
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
@@ -174,12 +185,16 @@ class Paying:
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         if self.ledger.lost > lost:
             self._formed_lost = any(self._own(seen.request).like == FORMED for seen in observations)
-        if booked is not None:
-            for seen in observations:
-                seen.request.stats.decoding_ms += booked[0]
-                seen.request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
-            if rows and self.ledger.gain() > 1.0:
-                self._looks.paid(booked[1] * tokens / load.requests - booked[0])
+        for seen in observations:
+            request, own = seen.request, self._own(seen.request)
+            if len(request.tokens) > own.booked:
+                self._book_rest(request, own, self.ledger.plain_ms(price, load))
+            own.booked += len(seen.committed.tokens)
+            if booked is not None:
+                request.stats.decoding_ms += booked[0]
+                request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+        if booked is not None and rows and self.ledger.gain() > 1.0:
+            self._looks.paid(booked[1] * tokens / load.requests - booked[0])
         self.worth.token_ms = self.ledger.token_ms(price, load)
         if spent:
             self._learn_drafts(_pairs(drafted, observations), spent, price, load)
@@ -237,8 +252,9 @@ class Paying:
 
     def end(self, request: Request) -> None:
         """Say in the request's statistics why it went as it did."""
-        if self._own(request).rested:
-            self._book_rest(request, self.ledger.plain_ms(*self._price(request.model)))
+        own = self._own(request)
+        if len(request.tokens) > own.booked:
+            self._book_rest(request, own, self.ledger.plain_ms(*self._price(request.model)))
         request.stats.why = self.why(request)
 
     def why(self, request: Request) -> str:
@@ -270,23 +286,19 @@ class Paying:
         own = request.memory.get("paying")
         if own is None:
             like = FREE if request.params.mask is None else FORMED
-            own = request.memory["paying"] = Own(like)
+            own = request.memory["paying"] = Own(like, len(request.tokens))
         return own
 
-    def _meet(self, model: str, like: int) -> None:
-        """A new request may be one for which drafters pay: look at it, where what is known of its like allows it."""
+    def _affords_look(self, model: str, repeats: bool = False) -> bool:
         assert self.services is not None
-        if like == FORMED and not self._formed_lost:
-            self.ledger.wake(lost=True)
-        elif self._looks.allows(self.services.steps, self.ledger.plain_ms(*self._price(model))):
-            self.ledger.wake()
+        return self._looks.allows(self.services.steps, self.ledger.plain_ms(*self._price(model)), repeats)
 
-    def _book_rest(self, request: Request, wall: float) -> None:
+    def _book_rest(self, request: Request, own: Own, wall: float) -> None:
         """Put steps of rest, of ``wall`` ms each, into a request's statistics."""
-        own = self._own(request)
-        request.stats.decoding_ms += own.rested * wall
-        request.stats.plain_ms += own.rested * wall
-        own.rested = 0
+        ms = (len(request.tokens) - own.booked) * wall
+        request.stats.decoding_ms += ms
+        request.stats.plain_ms += ms
+        own.booked = len(request.tokens)
 
     def _place(self, name: str, found: Drafted, own: Own) -> Place:
         """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
