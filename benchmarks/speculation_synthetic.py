@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import takewhile
 from statistics import median
 from typing import Any
 
@@ -49,6 +49,16 @@ class Erring:
         ]
         return Draft(DraftTree.run(drafted, self.rate, self.name)) if drafted else None
 
+    def passes(self, record: Record) -> int:
+        """Return how many passes a text takes behind its first token when all that is right is accepted."""
+        passes, place, end = 0, 1, len(record.tokens)
+        while place < end:
+            room = min(self.length, end - place - 1)
+            run = takewhile(lambda at: self._right(record.asked.params.seed, at), range(place, place + room))
+            place += 1 + len(list(run))
+            passes += 1
+        return passes
+
     def _right(self, seed: int, place: int) -> bool:
         bits = blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
         return int.from_bytes(bits, "big") < self.rate * 2**64
@@ -69,31 +79,23 @@ class Erring:
         """Nothing to forget."""
 
 
+def speedup(price: PassPrice, context: int, tokens: float, overhead: float, length: int) -> float:
+    """Return the speed-up over plain decoding of passes that check runs of ``length`` and gain so many tokens each.
+
+    ``overhead``: milliseconds of a step beyond the price of its pass.
+    """
+    return tokens * (price.ms(1, context) + overhead) / (price.ms(1 + length, context) + overhead)
+
+
 def tokens_a_pass(rate: float, length: int) -> float:
     """Return the expected tokens of a pass that checks a run: 1 + rate + ... + rate^length."""
     return sum(rate**depth for depth in range(length + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What the price says of runs of one length."""
-
-    length: int
-    speedup: float
-
-
-def forecast(price: PassPrice, context: int, rate: float, overhead: float, length: int | None = None) -> Forecast:
-    """Return the speed-up over plain decoding of runs of ``length``, or of the best length.
-
-    ``overhead``: milliseconds of a step beyond the price of its pass.
-    """
-    plain = price.ms(1, context) + overhead
-
-    def at(length: int) -> float:
-        return tokens_a_pass(rate, length) * plain / (price.ms(1 + length, context) + overhead)
-
-    best = max(range(1, LONGEST + 1), key=at) if length is None else length
-    return Forecast(best, at(best))
+def best_length(price: PassPrice, context: int, rate: float, overhead: float) -> int:
+    """Return the length of runs from which the price expects the most."""
+    lengths = range(1, LONGEST + 1)
+    return max(lengths, key=lambda length: speedup(price, context, tokens_a_pass(rate, length), overhead, length))
 
 
 def step_overhead(target: Target, records: Sequence[Record]) -> float:
@@ -106,26 +108,34 @@ def step_overhead(target: Target, records: Sequence[Record]) -> float:
 def measure_rate(
     target: Target, records: Sequence[Record], rate: float, overhead: float, pairs: int, peer: Loaded | None
 ) -> dict[str, Any]:
-    """Return a row: the best length by the price, its forecast, what it won, and llama.cpp at the same rate."""
+    """Return a row: the best length by the price, what it won, its forecast, and llama.cpp at the same rate.
+
+    The forecast is for the errors that are in each text; by how much they are more or fewer than ``rate`` says is luck.
+    """
     price, context = _price(target), _context(records[0])
     shorts = [head(record, PLAIN_TOKENS) for record in records]
-    length = forecast(price, context, rate, overhead).length
-    name = f"synthetic-{rate}"
-    target.llm.engine.add_method(Speculative(name, [Erring(records, rate, length)], rows=length))
+    length = best_length(price, context, rate, overhead)
+    name, drafter = f"synthetic-{rate}", Erring(records, rate, length)
+    target.llm.engine.add_method(Speculative(name, [drafter], rows=length))
     target.play(shorts[:1], name)
     expected: list[float] = []
+    gains: list[float] = []
     theirs: list[float] = []
 
     def drafted(number: int) -> float:
-        pace = target.play([records[number % len(records)]], name).pace
-        expected.append(forecast(price, context, rate, overhead, length).speedup)
+        record = records[number % len(records)]
+        played = target.play([record], name)
+        expected.append(speedup(price, context, played.tokens / drafter.passes(record), overhead, length))
+        gains.append(played.tokens / max(1, played.steps - 1))
+        pace = played.pace
         if peer is not None:
             theirs.append(_peer_pace(peer, rate, context) / pace)
         return pace
 
     ratios = alternate(pairs, drafted, lambda number: target.play([shorts[number % len(shorts)]], "plain").pace)
     return {
-        "rate": rate, "run": length, **ratios.cells("speed-up"), "by the price": median(expected),
+        "rate": rate, "run": length, "tokens a step": median(gains), "at that rate": tokens_a_pass(rate, length),
+        **ratios.cells("speed-up"), "by the price": median(expected),
         "off by": ratios.median / median(expected) - 1, "over llama.cpp's own": median(theirs) if theirs else None,
     }  # fmt: skip
 

@@ -50,6 +50,15 @@ def test_more_rows_never_cost_less_whatever_the_clock_says():
     assert costs == sorted(costs)
 
 
+@pytest.mark.parametrize("late", KNOTS[:-1])
+def test_a_pass_that_was_held_up_at_load_makes_no_others_dearer(late: int):
+    price = Price(lambda rows, context: true_cost(rows, context) * (1.5 if (rows, context) == (late, 0) else 1.0))
+    for rows in KNOTS:
+        if rows != late:
+            assert price.ms(rows) == pytest.approx(true_cost(rows, 0))
+    assert price.ms(late) <= true_cost(KNOTS[KNOTS.index(late) + 1], 0)
+
+
 def test_rows_of_a_crowd_see_their_own_contexts():
     """Ten texts behind 300 positions each: ten rows see 3,000 positions together, twenty see 6,000, not 60,000."""
     price, load = Price(true_cost), Load(requests=10, rows=10, context=3000)

@@ -37,8 +37,8 @@ class Price:
         """Fit from eleven passes: one for each of ``KNOTS`` behind nothing, 1 and 8 rows behind 512 positions."""
         self._seen = 0
         self._by_rows = [timer(rows, 0) for rows in KNOTS]
-        for number in range(1, len(KNOTS)):  # timing noise must not make more rows cheaper
-            self._by_rows[number] = max(self._by_rows[number], self._by_rows[number - 1])
+        for number in reversed(range(1, len(KNOTS))):  # noise only adds: fewer rows take what more of them took at most
+            self._by_rows[number - 1] = min(self._by_rows[number - 1], self._by_rows[number])
         few, many = (timer(rows, CONTEXT) - self._rows(rows) for rows in (1, 8))
         per_row = max(0.0, (many - few) / 7)
         self._by_pair = per_row / CONTEXT
