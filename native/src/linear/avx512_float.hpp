@@ -19,8 +19,9 @@ void bf16_tile(const Tile& tile) {
             bring_line<R>(weights + 128 * pair);
             bring_line<R>(weights + 128 * pair + 64);
             each<R>([&](auto m) STRETTO_LAMBDA {
-                dot_pair(low[m], w0, x + 64 * m + 4 * pair);
-                dot_pair(high[m], w1, x + 64 * m + 4 * pair);
+                const __m512i values = spread_i(x + 64 * m + 4 * pair);
+                dot_pair(low[m], w0, values);
+                dot_pair(high[m], w1, values);
             });
         });
         weights += 2048;

@@ -35,6 +35,38 @@ STRETTO_INLINE void int8_half(__m512 (&sum)[R], const char* weights, const char*
     });
 }
 
+// Whether a tile multiplies both halves of a panel at once: digits that are spread over a register serve two products
+// then, where loads are what holds the multipliers up. Fewer rows wait for memory, which is best read in order; the sums
+// of more do not fit the registers.
+constexpr bool both_halves(int rows) { return rows == 5 || rows == 6; }
+
+// `low` and `high` += the products of a group's 32 inputs with the halves of a panel.
+template <int R>
+STRETTO_INLINE void dot_group(__m512i (&low)[R], __m512i (&high)[R], const char* weights, const char* x) {
+    each<8>([&](auto quad) STRETTO_LAMBDA {
+        const __m512i first = _mm512_load_si512(weights + 64 * quad);
+        const __m512i second = _mm512_load_si512(weights + 512 + 64 * quad);
+        each<R>([&](auto m) STRETTO_LAMBDA {
+            const __m512i digits = spread_i(x + 32 * m + 4 * quad);
+            dot_bytes(low[m], first, digits);
+            dot_bytes(high[m], second, digits);
+        });
+    });
+}
+
+template <int R>
+STRETTO_INLINE void int8_group(__m512 (&low)[R], __m512 (&high)[R], const char* weights, const char* x) {
+    const char *correction = x + 32 * R, *scale = correction + 4 * R;
+    __m512i first[R], second[R];
+    each<R>([&](auto m) STRETTO_LAMBDA { first[m] = second[m] = spread_i(correction + 4 * m); });
+    dot_group<R>(first, second, weights, x);
+    each<R>([&](auto m) STRETTO_LAMBDA {
+        const __m512 factor = spread(scale + 4 * m);
+        low[m] = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(0xffff, first[m]), factor, low[m]);
+        high[m] = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(0xffff, second[m]), factor, high[m]);
+    });
+}
+
 template <int R, bool two>
 void int8_tile(const Tile& tile) {
     __m512 low[R], high[R];
@@ -42,8 +74,12 @@ void int8_tile(const Tile& tile) {
     const char *weights = tile.weights, *x = tile.rows, *ahead = tile.ahead;
     for (int64_t group = 0; group < tile.groups; ++group) {
         bring_lines<R>(ahead, tile.lines);
-        int8_half<R, two>(low, weights, x);
-        int8_half<R, two>(high, weights + 512, again(x));
+        if constexpr (!two && both_halves(R)) {
+            int8_group<R>(low, high, weights, x);
+        } else {
+            int8_half<R, two>(low, weights, x);
+            int8_half<R, two>(high, weights + 512, again(x));
+        }
         weights += 1024;
         x += (two ? 72 : 40) * R;
     }
@@ -62,6 +98,16 @@ STRETTO_INLINE void int8_row_half(__m512i (&sum)[R], const char* weights, const 
 }
 
 template <int R>
+STRETTO_INLINE void int8_row_group(__m512i (&low)[R], __m512i (&high)[R], const char* weights, const char* x) {
+    dot_group<R>(low, high, weights, x);
+    each<R>([&](auto m) STRETTO_LAMBDA {
+        const __m512i correction = spread_i(x + 32 * R + 4 * m);
+        low[m] = _mm512_add_epi32(low[m], correction);
+        high[m] = _mm512_add_epi32(high[m], correction);
+    });
+}
+
+template <int R>
 void int8_row_tile(const Tile& tile) {
     __m512i low[R], high[R];
     each<R>([&](auto m) STRETTO_LAMBDA {
@@ -71,8 +117,12 @@ void int8_row_tile(const Tile& tile) {
     const char *weights = tile.weights, *x = tile.rows, *ahead = tile.ahead;
     for (int64_t group = 0; group < tile.groups; ++group) {
         bring_lines<R>(ahead, tile.lines);
-        int8_row_half<R>(low, weights, x);
-        int8_row_half<R>(high, weights + 512, again(x));
+        if constexpr (R > 4) {  // the sums of all rows are integers, for which there is room
+            int8_row_group<R>(low, high, weights, x);
+        } else {
+            int8_row_half<R>(low, weights, x);
+            int8_row_half<R>(high, weights + 512, again(x));
+        }
         weights += 1024;
         x += 36 * R;
     }

@@ -58,13 +58,21 @@ STRETTO_INLINE void dot_bytes(__m512i& sum, __m512i weights, const char* x) {
 #endif
 }
 
-// sum += products of the bfloat16 pair at `x`, the even one first.
-STRETTO_INLINE void dot_pair(__m512& sum, __m512i weights, const char* x) {
+// The same with digits that are spread over a register already.
+STRETTO_INLINE void dot_bytes(__m512i& sum, __m512i weights, __m512i x) {
 #if defined(__GNUC__)
-    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(x)));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(x));
 #else
-    const __m512i pair = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(x));
-    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)pair);
+    sum = _mm512_dpbusd_epi32(sum, weights, x);
+#endif
+}
+
+// sum += products of the bfloat16 pair in each lane of `x`, the even one first.
+STRETTO_INLINE void dot_pair(__m512& sum, __m512i weights, __m512i x) {
+#if defined(__GNUC__)
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(x));
+#else
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
 #endif
 }
 

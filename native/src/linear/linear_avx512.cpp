@@ -13,7 +13,7 @@ namespace stretto::avx512 {
 namespace {
 
 constexpr int64_t block_rows = 64;         // rows of a prompt that pass over a panel together
-constexpr int64_t block_bytes = 64 << 10;  // of a panel that wait in the cache for the next tile of rows
+constexpr int64_t block_bytes = 16 << 10;  // of a panel that wait in the nearest cache for the next tile of rows
 constexpr int64_t gathered_bytes = 512 << 10;
 constexpr int64_t partial_floats = 32 << 10;  // 128 KiB of sums, and as many totals
 constexpr int64_t exact_depth = 65536;        // int8_row: inputs that an int32 certainly holds
@@ -56,6 +56,12 @@ constexpr Kernel kernels[kinds] = {kernel_of<Kind::fp32>(),      kernel_of<Kind:
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
+// Rows of int8 that are too many for one tile go by tiles that multiply both halves of a panel at once.
+constexpr int64_t tiles_of(Kind kind, int64_t rows) {
+    const int64_t most = kind == Kind::int8 && rows > most_rows ? 6 : most_rows;
+    return (rows + most - 1) / most;
+}
+
 constexpr int64_t row_blocks(int64_t rows) { return (rows + block_rows - 1) / block_rows; }
 
 // A rectangle of panels and rows on one thread.
@@ -68,7 +74,7 @@ public:
           kernel(kernels[int(kind)]),
           first_row(first_row),
           rows(rows),
-          tiles((rows + most_rows - 1) / most_rows),
+          tiles(tiles_of(kind, rows)),
           groups(matrix.depth / group_depth),
           gathered(scratch),
           partial(reinterpret_cast<float*>(scratch + gathered_bytes)),
