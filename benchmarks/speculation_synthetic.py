@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import takewhile
+from operator import truediv
 from statistics import median
 from typing import Any
 
@@ -136,7 +137,8 @@ def measure_rate(
     return {
         "rate": rate, "run": length, "tokens a step": median(gains), "at that rate": tokens_a_pass(rate, length),
         **ratios.cells("speed-up"), "by the price": median(expected),
-        "off by": ratios.median / median(expected) - 1, "over llama.cpp's own": median(theirs) if theirs else None,
+        "off by": median(map(truediv, ratios.values, expected)) - 1,
+        "over llama.cpp's own": median(theirs) if theirs else None,
     }  # fmt: skip
 
 
