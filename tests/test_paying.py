@@ -194,8 +194,9 @@ def test_looks_that_seem_worth_it_and_send_nothing_have_a_budget(steps: int):
     assert any(looks[len(looks) // 2 :])
 
 
-def test_a_text_that_begins_to_repeat_itself_ends_a_rest_within_eight_steps():
-    """Looks in vain have used up what new texts may. Control: a text without repetitions goes on resting."""
+@pytest.mark.parametrize("away", [0, 1000])
+def test_a_text_that_begins_to_repeat_itself_ends_a_rest_within_eight_steps(away: int):
+    """Looks in vain have used up what new texts may, or this one was sent away. Control: one without repetitions."""
     for repeats in (True, False):
         game = Game(Machine(base=1.0, row=0.01, free=1), {"copy": (0.9, 0.3)}, period=100 if repeats else 0)
         game.play(4)
@@ -204,6 +205,7 @@ def test_a_text_that_begins_to_repeat_itself_ends_a_rest_within_eight_steps():
             paying.ledger.pause(paying._looks.vain(step, 1.0, 0.3, 0.3, 1))
         game.resting, game.asked = paying.rests(), [game.request(1)]
         game.asked[0].tokens += game.written(game.asked[0], 110)
+        paying._own(game.asked[0]).away = away
         game.play(9)
         assert (game.calls.get("copy", 0) > 0) == repeats
 

@@ -31,7 +31,7 @@ PACE_BOUND = 1.25
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
 HEED = 8
-"""Of so many steps of rest one looks at whether a text repeats itself."""
+"""Of so many steps without a look one hears whether a text repeats itself."""
 TIMED = 32
 """Of so many one is timed, from the end of the one before, and tells the pace of plain decoding."""
 NEVER = 1 << 62
@@ -86,7 +86,7 @@ class Paying:
             return 0
         assert self.services is not None
         own, length, worth = self._own(request), len(request.tokens), self.worth
-        if own.away > self.services.steps:
+        if own.away > self.services.steps and not (self.services.steps % HEED == 0 and self._echoes(request, own)):
             until = own.away
         elif worth.known and not any(worth.runs((name, own.like), own.gains, length) for name in worth.known):
             until = worth.next_trial()
@@ -115,7 +115,7 @@ class Paying:
             own = self._own(request)
             if wall:
                 self._book_rest(request, own, wall)
-            elif ledger.asleep and own.echo.heard(request.tokens) and self._affords_look(model, repeats=True):
+            elif ledger.asleep and self._echoes(request, own):
                 ledger.wake()
 
     def meets(self, request: Request) -> bool:
@@ -288,6 +288,13 @@ class Paying:
             like = FREE if request.params.mask is None else FORMED
             own = request.memory["paying"] = Own(like, len(request.tokens))
         return own
+
+    def _echoes(self, request: Request, own: Own) -> bool:
+        """Whether a request is worth a look because its text repeats itself."""
+        if not (own.echo.heard(request.tokens) and self._affords_look(request.model, repeats=True)):
+            return False
+        own.away = own.fruitless = 0
+        return True
 
     def _affords_look(self, model: str, repeats: bool = False) -> bool:
         assert self.services is not None
