@@ -40,7 +40,7 @@ def slices(model: ToyModel, goal: float | None, writers: int = 1, readers: int =
 def test_prompts_are_read_in_slices_that_keep_the_goal_of_those_who_write():
     assert slices(Priced(), 1e9) == [99, 99, 2], "the control: with a goal far away, all rows there are"
     assert slices(Priced(), 41.0) == [40] * 5
-    assert slices(Priced(), 1.0) == [17] * 11 + [13], "a goal that nothing keeps stops nobody"
+    assert slices(Priced(), 1.0) == [9] * 22 + [2], "a goal that nothing keeps stops nobody"
     assert slices(ToyModel(), 41.0) == [99, 99, 2], "without a price there is nothing to go by"
 
 

@@ -17,7 +17,7 @@ from stretto.decoding.method import DecodingMethod
 
 DRAFT_SHARE = 4
 """While prompts wait, drafts may take one in this many of the rows that are bid for."""
-SLICE = 16
+SLICE = 8
 """Rows of prompts that no goal for the time of others' tokens denies."""
 HOLD_UP = 0.6
 """Share of a pass by which a prompt may hold up those who write and named no goal; n prompts by n * n times as much."""
