@@ -215,7 +215,7 @@ def test_sigterm_lets_running_requests_end():
 @pytest.mark.parametrize("twice", [False, True])
 def test_what_does_not_end_in_time_ends_with_an_error(twice: bool):
     """When the time to drain is over, or at a second signal."""
-    with own_process("--cache-tokens", "2048", "--drain-seconds", "600" if twice else "1") as (server, address):
+    with own_process("--cache-tokens", "2048", "--drain-seconds", "600" if twice else "0") as (server, address):
         logged(server, "ready")
         lines: list[str] = []
         with httpx.stream("POST", f"{address}/v1/completions", json={**LONG, "stream": True}, timeout=300) as answer:
