@@ -159,6 +159,14 @@ def test_a_run_by_hand():
     assert asked.stats.drafts == {"draft": [[2, 2], [2, 2], [1, 0]]}
 
 
+def test_who_drafted_a_token_is_told_at_its_place():
+    # As above, behind a prompt of two tokens, whose pass gives the first one without a draft.
+    draft = Table(FOLLOWS | {3: {9: 9.0}}, "draft")
+    _, asked = trees(ModelDrafter(growth=Run(3)), {"target": Table(FOLLOWS), "draft": draft}, [1, 1], max_tokens=6)
+    assert asked.tokens[2:] == [2, 3, 4, 5, 6, 7]
+    assert asked.stats.origins == ["", "draft", "", "draft", "draft", ""]
+
+
 def test_a_tree_by_hand():
     # Chances: of two scores apart by ln 3 the better has 3/4. Behind 2: 3 (3/4), 8 (1/4). Behind 3: 4 (1/2), 7 (1/2);
     # behind 8: 6 (3/4), 5 (1/4). Paths: 3 .75, 8 .25, 3.4 .375, 3.7 .375, 8.6 .1875, 8.5 .0625. The best two of the
