@@ -6,25 +6,33 @@ import random
 
 import pytest
 
-from stretto.decoding.speculative.looking import REPEATED, Echo, Looks
+from stretto.decoding.speculative.looking import CREDIT, OVERDRAFT, REPEATED, Echo, Looks
 
 
 def test_a_debt_of_looks_is_paid_by_time_and_by_what_they_find():
-    """Steps of 1 ms; looks of 0.6 ms, of which one in 400 steps is allowed, and four ahead."""
+    """Steps of 1 ms; looks of 0.6 ms, of which one in 400 steps is allowed, and two ahead."""
     looks = Looks()
 
     def vain(step: int, beyond: float = 0.6) -> int:
         return looks.vain(step, 1.0, 0.3, beyond, 1)
 
-    assert [vain(0) for _ in range(9)] == pytest.approx([0, 0, 0, 0, 400, 800, 1200, 1600, 2000], abs=1)
+    assert [vain(0) for _ in range(5)] == pytest.approx([0, 0, 400, 800, 1200], abs=1)
     assert not looks.allows(0, 1.0) and looks.allows(401, 1.0)
     assert looks.allows(0, 1.0, repeats=True)
-    assert vain(2000) == pytest.approx(400, abs=1)
+    assert vain(1200) == pytest.approx(400, abs=1)
     looks.paid(-1.0)  # a loss is no new debt
-    assert vain(2000) == pytest.approx(800, abs=1)
-    looks.paid(3.9)
-    assert vain(2000, 50.0) == 0  # what is beyond all measure was something else
+    assert vain(1200) == pytest.approx(800, abs=1)
+    assert vain(1200, 50.0) < 800 + 900  # what is beyond all measure was something else
     assert looks.away(1.0, 2) == pytest.approx(2 * looks.away(1.0, 1), abs=1)
+
+
+def test_what_drafting_saved_pays_for_a_few_looks_ahead_and_time_does_not():
+    looks = Looks()
+    looks.vain(0, 1.0, 0.3, 0.6, 1)
+    for saved, free in ((0.0, 2), (1000.0, CREDIT + OVERDRAFT)):
+        looks.paid(saved)
+        found = [looks.vain(100_000, 1.0, 0.3, 0.6, 1) > 0 for _ in range(20)]
+        assert found.index(True) == free
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -60,6 +60,7 @@ class Game:
             models={"target": SimpleNamespace(price=self.machine if self.priced else None)},
             load={"target": Load(self.requests, self.requests, 0)},
             steps=0,
+            rows=0,
         )
         self.paying.bind(self.services)
         self.asked = [self.request(number) for number in range(self.requests)]
@@ -81,6 +82,7 @@ class Game:
             self.resting -= 1
             self.rested += 1
             self.plain, self.tokens = self.plain + 1, self.tokens + self.requests
+            self.services.rows += self.requests
             self.machine.now += self.machine.ms(self.requests)
             if not self.resting:
                 done = [SimpleNamespace(request=request, tokens=(0,)) for request in self.asked]
@@ -109,6 +111,7 @@ class Game:
         by_request = {found.request.id: tree for found, tree in zip(drafted, sent, strict=True)}
         observations = [self.seen(request, by_request.get(request.id, DraftTree.run([]))) for request in self.asked]
         rows_sent = sum(map(len, sent))
+        self.services.rows += self.requests + rows_sent
         self.plain += not rows_sent
         self.machine.now += self.machine.ms(self.requests + rows_sent) + sum(spent.values())
         self.machine.now += self.overhead if rows_sent else 0.0
@@ -148,6 +151,13 @@ def test_a_drafter_that_pays_is_used_and_one_that_does_not_is_asked_now_and_then
     assert game.play(400) > 2.4
     assert game.calls["good"] - before["good"] > 360
     assert 0 < game.calls["useless"] - before["useless"] < 40
+
+
+@pytest.mark.parametrize(("base", "plain"), [(1.0, 5), (20.0, 1)])
+def test_a_life_begins_with_plain_steps_where_what_they_take_beyond_their_pass_matters(base: float, plain: int):
+    game = Game(Machine(base=base), {"good": (0.8, 0.1)})
+    game.play(20)
+    assert game.plain == plain
 
 
 def test_a_backend_whose_passes_have_no_price_drafts_too():
@@ -248,12 +258,13 @@ def test_a_trial_that_is_won_makes_lost_ones_short_again():
 def test_what_loses_time_after_time_is_tried_more_and_more_rarely():
     """Its chances look good on paper, and each trial fails, by a hidden overhead that drafting nearly makes up for."""
     game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=3.0)
-    lost = [0]
-    for _ in range(3):
-        game.play(4000)
-        lost.append(game.paying.ledger.lost)
-    assert lost[1] >= lost[2] - lost[1] and lost[3] - lost[2] <= 2
-    assert game.play(4000) > 0.99
+    ledger, rests = game.paying.ledger, list[int]()
+    while len(rests) < 4:
+        game.step()
+        if ledger.lost > len(rests):
+            rests.append(ledger.resting)
+    assert not ledger.won and rests == sorted(rests) and rests[3] > 3 * rests[0]
+    assert game.play(8000) > 0.99
 
 
 def test_drafting_that_is_dearer_than_it_was_priced_is_given_up():

@@ -78,6 +78,8 @@ class Services(Protocol):
     """By model, of the step at hand."""
     steps: int
     """Number of the step at hand."""
+    rows: int
+    """Rows computed since the start, all models together."""
 
     def forward(self, requests: Sequence[Request], chunks: Sequence[Chunk]) -> list[Output]:
         """Run passes of the chunks' models at once (a drafter's), outputs in the order of the chunks.

@@ -27,6 +27,8 @@ class Drafted:
     later: set[str] = field(default_factory=set)
     """Those of them that were busy getting ready to draft."""
     by_drafter: dict[str, Draft] = field(default_factory=dict)
+    paths: dict[str, list[float]] = field(default_factory=dict)
+    """By drafter, where the allocator asked: the chance of each of its nodes that its whole path survives."""
     tree: DraftTree = field(default_factory=lambda: DraftTree.run([]))
     """The union, as it was offered to ``select``."""
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from stretto.decoding.method import Load
 
 FEW_PLAIN = 4
-"""Plain steps at the start of a life, from which their overhead is learnt."""
+"""Plain steps at the start of a life, from which their overhead is learnt,"""
+SMALL = 0.05
+"""where ``UNKNOWN_OVERHEAD`` is more than this share of a pass: beside a long one it does not matter."""
 HELD_UP = 1.5
 """How many times longer than expected a step counts at most: the rest of it something else took."""
 PLAIN_EVERY = 128
@@ -106,9 +108,11 @@ class Ledger:
             return self.plain_ms(price, load) / max(1, load.requests)
         return self._pace.value / max(self._tokens.value, 1e-9)
 
-    def wants_plain(self) -> bool:
+    def wants_plain(self, price: PassPrice, load: Load) -> bool:
         """Whether the step to come should be a plain one, for comparison."""
-        return self.plain_overhead.weight < FEW_PLAIN or self.steps % PLAIN_EVERY == 0
+        if self.steps % PLAIN_EVERY == 0:
+            return True
+        return self.plain_overhead.weight < FEW_PLAIN and SMALL * load.ms(price) < UNKNOWN_OVERHEAD
 
     def book(
         self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float
@@ -143,20 +147,22 @@ class Ledger:
         self.resting = max(0, self.resting - steps)
         return self.resting
 
-    def rest(self, step: int, price: PassPrice | None, load: Load) -> float:
-        """Book such a step: with a ``price`` the pace of plain decoding is learnt, without one its end is noted.
+    def rest(self, step: int, steps: int, price: PassPrice, load: Load, alike: bool) -> float:
+        """Book so many of such steps, of which the last ends now, and learn the pace of plain decoding from them.
 
-        Return the milliseconds that it counts as; 0 for one without, and where the step before was not noted.
+        ``alike``: whether all of them had the rows of the last one. Return the milliseconds that each counts as; 0
+        where they tell nothing of that pace, or their begin was not noted.
         """
-        wall = self._wall_of(step, load)
-        if wall is None or price is None:
+        now = self._clock()
+        last, self._last = self._last, (step, now)
+        if last is None or last[0] != step - steps or not alike or load.rows > load.requests:
             return 0.0
-        counts = self._learn_plain(wall, price, load)
+        counts = self._learn_plain((now - last[1]) * 1e3 / steps, price, load)
         self._keep_pace(counts, load.requests)
         return counts
 
     def begin(self, step: int) -> None:
-        """Note that a step which is to be timed begins now."""
+        """Note that a step begins now."""
         self._last = step - 1, self._clock()
 
     def pause(self, steps: int) -> None:

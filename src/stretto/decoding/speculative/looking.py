@@ -16,9 +16,11 @@ LOOK_SHARE = 0.0015
 DEAREST_LOOK, LEAST_BOUND = 4, 0.5
 """How many times what its drafters take a look takes at most, and the milliseconds that it may take in any case, as
 what is rarely run runs slowly: the rest of a longer one was something else."""
-OVERDRAFT = 4
+OVERDRAFT = 2
 """Looks beyond that share after which nobody is looked at for a while; new requests may have as many again, and
 those that repeat themselves as many as these together."""
+CREDIT = 8
+"""Looks in vain that what drafting saved may pay for ahead."""
 LONGEST_LOOK_AWAY = 2048
 """Steps without a look at most, where steps are so short that a look takes many percent of one."""
 REPEATED = 8
@@ -54,6 +56,11 @@ class Looks:
         self._debt, self._since = 0.0, 0
         """Milliseconds that looks in vain took beyond their share, as of which step."""
 
+    @property
+    def ms(self) -> float:
+        """Milliseconds that a look in vain took of late."""
+        return self._look.value
+
     def vain(self, step: int, plain: float, drafters: float, beyond: float, requests: int) -> int:
         """Book a look in vain at so many requests; return for how many steps nobody is to be looked at.
 
@@ -66,8 +73,8 @@ class Looks:
         return int(min(beyond_bounds / _allowed(plain), LONGEST_LOOK_AWAY))
 
     def paid(self, ms: float) -> None:
-        """What looks have found saved so many milliseconds, which pay for those in vain."""
-        self._debt = max(0.0, self._debt - max(0.0, ms))
+        """What looks have found saved so many milliseconds, which pay for those in vain: past ones, a few to come."""
+        self._debt = max(-CREDIT * max(self._look.value, LEAST_BOUND), self._debt - max(0.0, ms))
 
     def allows(self, step: int, plain: float, repeats: bool = False) -> bool:
         """Whether a new request may be looked at, or one that ``repeats`` itself, which may when new ones may not."""
@@ -78,7 +85,7 @@ class Looks:
         return int(min(LONGEST_LOOK_AWAY, self._look.value * requests / _allowed(plain)))
 
     def _owed(self, step: int, plain: float) -> float:
-        return max(0.0, self._debt - (step - self._since) * _allowed(plain))
+        return max(min(0.0, self._debt), self._debt - (step - self._since) * _allowed(plain))
 
 
 def _allowed(plain: float) -> float:

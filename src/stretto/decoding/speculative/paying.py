@@ -30,10 +30,9 @@ PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
-HEED = 8
-"""Of so many steps without a look one hears whether a text repeats itself."""
-TIMED = 32
-"""Of so many one is timed, from the end of the one before, and tells the pace of plain decoding."""
+HEED, LONGEST_UNHEARD = 8, 64
+"""Steps without a look behind which one hears whether a text repeats itself; each time that it does not, as many again
+are let pass, up to the second number."""
 NEVER = 1 << 62
 """A step that does not come."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -70,7 +69,9 @@ class Paying:
         self.worth = Worth()
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
-        self._looks = Looks()
+        self._looks, self._heed, self._rows = Looks(), HEED, 0
+        self._promises = True
+        """Whether what drafters bring to free texts is worth a look, as far as is known."""
         self._formed_lost = False
         """Whether the trial that was lost last had texts of a form in it."""
         self.services: Services | None = None
@@ -82,7 +83,7 @@ class Paying:
 
     def bid(self, request: Request, most: int) -> int:
         """Bid for somewhat more rows than were sent of late, or for none."""
-        if self.ledger.wants_plain():
+        if self.ledger.wants_plain(*self._price(request.model)):
             return 0
         assert self.services is not None
         own, length, worth = self._own(request), len(request.tokens), self.worth
@@ -97,34 +98,33 @@ class Paying:
 
     def rests(self) -> int:
         """Rest behind a lost trial or a look in vain, up to the next step of rest that tells something."""
-        left = self.ledger.resting
-        return min(left, 1 if left % TIMED == 1 else (left - 1) % HEED or HEED)
+        return min(self.ledger.resting, self._heed)
 
     def rest(self, done: Sequence[Committed], steps: int) -> None:
-        """Book steps of plain decoding: of so many, one is timed for all."""
-        ledger = self.ledger
-        left = ledger.count_rest(steps)
+        """Book steps of plain decoding, and hear whether texts repeat themselves."""
+        ledger, alike = self.ledger, self._alike(steps)
+        ledger.count_rest(steps)
         wrote = [each.request for each in done if each.tokens]
         if not wrote:
             return
         assert self.services is not None
-        model = wrote[0].model
-        price = None if left % TIMED else ledger.price(self.services.models[model].price)
-        wall = ledger.rest(self.services.steps, price, self.services.load[model])
+        price, load = self._price(wrote[0].model)
+        wall = ledger.rest(self.services.steps, steps, price, load, alike)
         for request in wrote:
             own = self._own(request)
             if wall:
                 self._book_rest(request, own, wall)
-            elif ledger.asleep and self._echoes(request, own):
+            if ledger.asleep and self._echoes(request, own):
                 ledger.wake()
+        self._heed = min(LONGEST_UNHEARD, 2 * self._heed)
 
     def meets(self, request: Request) -> bool:
-        """A new request may be one for which drafters pay: look at it, where what is known of its like allows it."""
+        """A new request may be one for which drafters pay: look at it, where what is known of its like promises it."""
         assert self.services is not None
-        ledger = self.ledger
-        if self._own(request).like == FORMED and not self._formed_lost:
+        ledger, self._heed, formed = self.ledger, HEED, self._own(request).like == FORMED
+        if formed and not self._formed_lost:
             ledger.wake(lost=True)
-        elif self._affords_look(request.model):
+        elif (formed or self._promises) and self._affords_look(request.model):
             ledger.wake()
         if not ledger.resting:
             ledger.begin(self.services.steps)
@@ -145,7 +145,7 @@ class Paying:
         nodes: list[tuple[float, int, int]] = []
         for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
             own = self._own(found.request)
-            own.paths = self.calibration.paths(own.counts, found.tree)
+            own.paths = self._paths(found, own)
             mine = sorted((-chance, number, node) for node, chance in enumerate(own.paths))
             nodes += mine[:limit]
         count = 0
@@ -173,10 +173,10 @@ class Paying:
         self, drafted: Sequence[Drafted], observations: Sequence[Observation], spent: Mapping[str, float]
     ) -> None:
         """Book the step; learn how its nodes fared and what each drafter added."""
-        sleep, self._sleep = self._sleep, NEVER
+        assert self.services is not None
+        sleep, self._sleep, self._heed, self._rows = self._sleep, NEVER, HEED, self.services.rows
         if not observations:
             return
-        assert self.services is not None
         price, load = self._price(observations[0].request.model)
         gained = sum(len(seen.committed.tokens) for seen in observations)
         rows = sum(len(seen.tree) for seen in observations)
@@ -228,8 +228,11 @@ class Paying:
                 place = own.places.get(name, (name, own.like))
                 self.worth.learn(place, own.gains, max(0, added - best))
                 best = max(best, added)
+        plain, worth = self.ledger.plain_ms(price, load), self.worth
         for name, ms in spent.items():
-            self.worth.spend(name, ms, asked[name], self.ledger.plain_ms(price, load))
+            worth.spend(name, ms, asked[name], plain)
+        promised = [worth.general((name, FREE)) for name in worth.known if worth.pays((name, FREE), {})]
+        self._promises = sum(promised) * worth.token_ms > self._looks.ms
 
     def hears(self, drafter: str) -> bool:
         """Whether it runs for anybody, or costs next to nothing."""
@@ -289,6 +292,12 @@ class Paying:
             own = request.memory["paying"] = Own(like, len(request.tokens))
         return own
 
+    def _alike(self, steps: int) -> bool:
+        """Whether the last so many steps, since what was booked before, had a row for every request and no more."""
+        assert self.services is not None
+        since, self._rows = self.services.rows - self._rows, self.services.rows
+        return since == steps * sum(load.requests for load in self.services.load.values())
+
     def _echoes(self, request: Request, own: Own) -> bool:
         """Whether a request is worth a look because its text repeats itself."""
         if not (own.echo.heard(request.tokens) and self._affords_look(request.model, repeats=True)):
@@ -313,8 +322,17 @@ class Paying:
         price, load = self._price(found.request.model)
         if cost is None or not found.by_drafter or cost.value < PRICEY * self.ledger.plain_ms(price, load):
             return name, own.like
-        expected = max(sum(self.calibration.paths(own.counts, d.tree)) for d in found.by_drafter.values())
+        for other, draft in found.by_drafter.items():
+            if other not in found.paths:
+                found.paths[other] = self.calibration.paths(own.counts, draft.tree)
+        expected = max(map(sum, found.paths.values()))
         return name, own.like + (0 if expected < 0.75 else 1 if expected < 2.5 else 2)
+
+    def _paths(self, found: Drafted, own: Own) -> list[float]:
+        """Return the chance of each node of a request's union that its whole path survives."""
+        if len(found.by_drafter) == 1 and len(found.paths) == 1:
+            return next(iter(found.paths.values()))
+        return self.calibration.paths(own.counts, found.tree)
 
     def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
         """Return how many of the nodes, best first, give the most tokens per millisecond."""
