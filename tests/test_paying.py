@@ -74,9 +74,10 @@ class Game:
         """Draft, send, keep what is right, and let the clock run."""
         self.services.steps += 1
         for request in self.asked:
-            if self.resting and "seen" not in request.memory and self.paying.meets(request):
+            if self.resting and "seen" not in request.memory:
+                self.paying.meets(request)
                 self.paying.rest((), self.rested)
-                self.resting = self.rested = 0
+                self.resting, self.rested = self.paying.rests(), 0
             request.memory["seen"] = True
         if self.resting:
             self.resting -= 1

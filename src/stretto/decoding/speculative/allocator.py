@@ -52,8 +52,8 @@ class Allocator(Protocol):
         """Book so many such steps, instead of ``learn``; ``done`` is what the requests of the last one gained."""
         ...
 
-    def meets(self, request: Request) -> bool:
-        """Return whether such a rest ends with the step to come, in which the request is to gain its second token."""
+    def meets(self, request: Request) -> None:
+        """End such a rest, or let it go on, for a request that is to gain its second token in the step to come."""
         ...
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
@@ -106,9 +106,8 @@ class Everything:
     def rest(self, done: Sequence[Committed], steps: int) -> None:
         """Nothing is booked."""
 
-    def meets(self, request: Request) -> bool:
+    def meets(self, request: Request) -> None:
         """There is no rest to end."""
-        return False
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let everyone draft as much as there is room for."""

@@ -69,8 +69,8 @@ class Speculative:
         self.services: Services | None = None
         self._spent: dict[str, float] = {}
         """Milliseconds that each drafter took in this step."""
-        self._resting = self._rested = 0
-        """Steps of rest that are still to come, and those behind them."""
+        self._rest = self._resting = 0
+        """Steps of the rest at hand, and those of them that are still to come."""
         self._plain = False
         """Whether the step at hand is one."""
         # What is remembered about a request lies under the method's and the drafters' own names.
@@ -86,27 +86,26 @@ class Speculative:
 
     def extra(self, request: Request) -> int:
         """Bid for the rows of a whole tree, no deeper than the text may still grow."""
-        new = self._seen not in request.memory
-        if new:
+        if self._seen not in request.memory:
             request.memory[self._seen] = True
-        if not self.drafters or (self._resting and not (new and self._wakes(request))):
+            if self._resting:
+                self._meet(request)
+        if self._resting or not self.drafters:
             return 0
         most = max(0, min(self.rows, request.state.left - 1))
         return self.allocator.bid(request, most) if most else 0
 
-    def _wakes(self, request: Request) -> bool:
-        """Whether a rest ends for a new request."""
-        if not self.allocator.meets(request):
-            return False
-        self.allocator.rest((), self._rested)
-        self._resting = self._rested = 0
-        return True
+    def _meet(self, request: Request) -> None:
+        """Let the allocator meet a new request in a rest, which may end for it."""
+        self.allocator.meets(request)
+        self.allocator.rest((), self._rest - self._resting)
+        self._rest = self._resting = self.allocator.rests()
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
         """Return known tokens while a prompt is being computed, else the last token and what was drafted behind it."""
         self._plain = self._resting > 0
         if self._plain:
-            return self._features([known_chunk(*each) for each in zip(requests, rows, strict=True)])
+            return self._features([known_chunk(request, count) for request, count in zip(requests, rows, strict=True)])
         drafting = [i for i, request in enumerate(requests) if request.pending == 1 and rows[i] > 1]
         drafts = self._drafts([requests[i] for i in drafting], [rows[i] - 1 for i in drafting])
         chunks: list[Chunk] = []
@@ -133,10 +132,9 @@ class Speculative:
         if self._plain:
             done = commit_known(requests, chunks, outputs)
             self._resting -= 1
-            self._rested += 1
             if self._resting <= 0:
-                self.allocator.rest(done, self._rested)
-                self._resting, self._rested = self.allocator.rests(), 0
+                self.allocator.rest(done, self._rest - self._resting)
+                self._rest = self._resting = self.allocator.rests()
             return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)
@@ -149,7 +147,7 @@ class Speculative:
             ]
         drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
         self.allocator.learn(drafted, walking, self._spent)
-        self._resting = self.allocator.rests()
+        self._rest = self._resting = self.allocator.rests()
         listening = [each for each in self.drafters if each.name in self._spent or self.allocator.hears(each.name)]
         if listening:
             self._guard(lambda drafter: drafter.observe(walking), listening)

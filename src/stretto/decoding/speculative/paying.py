@@ -118,7 +118,7 @@ class Paying:
                 ledger.wake()
         self._heed = min(LONGEST_UNHEARD, 2 * self._heed)
 
-    def meets(self, request: Request) -> bool:
+    def meets(self, request: Request) -> None:
         """A new request may be one for which drafters pay: look at it, where what is known of its like promises it."""
         assert self.services is not None
         ledger, self._heed, formed = self.ledger, HEED, self._own(request).like == FORMED
@@ -126,9 +126,7 @@ class Paying:
             ledger.wake(lost=True)
         elif (formed or self._promises) and self._affords_look(request.model):
             ledger.wake()
-        if not ledger.resting:
-            ledger.begin(self.services.steps)
-        return not ledger.resting
+        ledger.begin(self.services.steps)
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
