@@ -72,7 +72,11 @@ class Price:
         self._by_pair *= 1.0 + step * self._by_pair * pairs
 
     def _rows(self, rows: int) -> float:
-        return sum(weight * self._by_rows[number] for number, weight in _weights(rows))
+        if rows >= KNOTS[-1]:
+            return self._by_rows[-1] * rows / KNOTS[-1]
+        right = bisect_right(KNOTS, rows)
+        low, left = self._by_rows[right - 1], KNOTS[right - 1]
+        return low + (self._by_rows[right] - low) * (rows - left) / (KNOTS[right] - left)
 
 
 def _weights(rows: int) -> list[tuple[int, float]]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from stretto.core.tree import DraftTree
 
 BINS = 12
+DEEP = 4
+"""Depth from which all nodes count as one."""
 LEAN_ON_DRAFTER, LEAN_ON_ALL = 4.0, 8.0
 """How many observations what is leant on is worth."""
 MEMORY = 400.0
@@ -30,7 +32,7 @@ class Calibration:
 
     def chance(self, own: Counts, owners: frozenset[str], depth: int, said: float) -> float:
         """Return the chance that a node at ``depth`` (1: first) survives given that its parent does."""
-        key = (owners, min(depth, 4), int(said * (BINS - 1) + 0.5))
+        key = (owners, min(depth, DEEP), int(said * (BINS - 1) + 0.5))
         kept, seen = self._all.get(key, (0.0, 0.0))
         general = (kept + LEAN_ON_DRAFTER * said) / (seen + LEAN_ON_DRAFTER)
         mine = own.get(key)
@@ -41,13 +43,19 @@ class Calibration:
 
         Siblings exclude each other, so that their chances are scaled down where they exceed 1 together.
         """
+        known: dict[tuple[frozenset[str], int, float], float] = {}
         chances: list[float] = []
         depths: list[int] = []
         sums: dict[int, float] = {}
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
-            depths.append(1 if parent < 0 else depths[parent] + 1)
-            chances.append(self.chance(own, owners, depths[-1], said))
-            sums[parent] = sums.get(parent, 0.0) + chances[-1]
+            depth = 1 if parent < 0 else depths[parent] + 1
+            depths.append(depth)
+            like = owners, min(depth, DEEP), said
+            chance = known.get(like)
+            if chance is None:
+                chance = known[like] = self.chance(own, owners, depth, said)
+            chances.append(chance)
+            sums[parent] = sums.get(parent, 0.0) + chance
         paths: list[float] = []
         for parent, chance in zip(tree.parents, chances, strict=True):
             paths.append(chance / max(1.0, sums[parent]) * (1.0 if parent < 0 else paths[parent]))
@@ -58,26 +66,30 @@ class Calibration:
 
         Sent or not: the text does not depend on it. Return how far the tree followed the text.
         """
-        parent = -1
+        parent, followed, found = -1, 0, Counts()
         for depth, token in enumerate(text, 1):
             follower = -1
             for child in tree.children(parent):
                 kept = tree.tokens[child] == token
-                key = (tree.owners[child], min(depth, 4), int(tree.survival[child] * (BINS - 1) + 0.5))
-                for counts in (self._all, own):
-                    _count(counts, key, kept)
+                key = (tree.owners[child], min(depth, DEEP), int(tree.survival[child] * (BINS - 1) + 0.5))
+                entry = found.setdefault(key, [0.0, 0.0])
+                entry[0] += kept
+                entry[1] += 1.0
                 if kept:
                     follower = child
             if follower < 0:
-                return depth - 1
-            parent = follower
-        return len(text)
+                break
+            parent, followed = follower, depth
+        for counts in (self._all, own):
+            for key, seen in found.items():
+                _count(counts, key, *seen)
+        return followed
 
 
-def _count(counts: Counts, key: Key, kept: bool) -> None:
+def _count(counts: Counts, key: Key, kept: float, seen: float) -> None:
     entry = counts.setdefault(key, [0.0, 0.0])
     if entry[1] >= MEMORY:
         entry[0] *= 0.5
         entry[1] *= 0.5
     entry[0] += kept
-    entry[1] += 1.0
+    entry[1] += seen

@@ -102,14 +102,16 @@ class Paying:
 
     def rest(self, done: Sequence[Committed], steps: int) -> None:
         """Book steps of plain decoding, and hear whether texts repeat themselves."""
-        ledger, alike = self.ledger, self._alike(steps)
+        assert self.services is not None
+        ledger, services = self.ledger, self.services
         ledger.count_rest(steps)
+        since, self._rows = services.rows - self._rows, services.rows
         wrote = [each.request for each in done if each.tokens]
         if not wrote:
             return
-        assert self.services is not None
         price, load = self._price(wrote[0].model)
-        wall = ledger.rest(self.services.steps, steps, price, load, alike)
+        alike = since == steps * sum(each.requests for each in services.load.values())
+        wall = ledger.rest(services.steps, steps, price, load, alike)
         for request in wrote:
             own = self._own(request)
             if wall:
@@ -181,36 +183,32 @@ class Paying:
         tokens = gained + load.requests - len(observations)
         lost = self.ledger.lost
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
+        plain = self.ledger.plain_ms(price, load) if booked is None else booked[1]
         if self.ledger.lost > lost:
             self._formed_lost = any(self._own(seen.request).like == FORMED for seen in observations)
         for seen in observations:
             request, own = seen.request, self._own(seen.request)
             if len(request.tokens) > own.booked:
-                self._book_rest(request, own, self.ledger.plain_ms(price, load))
+                self._book_rest(request, own, plain)
             own.booked += len(seen.committed.tokens)
             if booked is not None:
                 request.stats.decoding_ms += booked[0]
-                request.stats.plain_ms += booked[1] * len(seen.committed.tokens)
+                request.stats.plain_ms += plain * len(seen.committed.tokens)
         if booked is not None and rows and self.ledger.gain() > 1.0:
-            self._looks.paid(booked[1] * tokens / load.requests - booked[0])
+            self._looks.paid(plain * tokens / load.requests - booked[0])
         self.worth.token_ms = self.ledger.token_ms(price, load)
         if spent:
-            self._learn_drafts(_pairs(drafted, observations), spent, price, load)
+            self._learn_drafts(_pairs(drafted, observations), spent, plain)
             if not rows and drafted and booked is not None:
-                plain, beyond = self.ledger.plain_ms(price, load), booked[0] - booked[1]
-                ms = sum(spent.values())
+                ms, beyond = sum(spent.values()), booked[0] - plain
                 self.ledger.pause(self._looks.vain(self.services.steps, plain, ms, beyond, len(drafted)))
         if sleep < NEVER:
             self.ledger.pause(sleep - self.services.steps)
 
     def _learn_drafts(
-        self,
-        pairs: Sequence[tuple[Drafted, Observation]],
-        spent: Mapping[str, float],
-        price: PassPrice,
-        load: Load,
+        self, pairs: Sequence[tuple[Drafted, Observation]], spent: Mapping[str, float], plain: float
     ) -> None:
-        """Learn what became of drafts, what each drafter adds, and what it takes."""
+        """Learn what became of drafts, what each drafter adds, and what it takes, beside ``plain`` ms of a step."""
         asked = dict.fromkeys(spent, 0)
         for found, seen in pairs:
             own = self._own(found.request)
@@ -226,7 +224,7 @@ class Paying:
                 place = own.places.get(name, (name, own.like))
                 self.worth.learn(place, own.gains, max(0, added - best))
                 best = max(best, added)
-        plain, worth = self.ledger.plain_ms(price, load), self.worth
+        worth = self.worth
         for name, ms in spent.items():
             worth.spend(name, ms, asked[name], plain)
         promised = [worth.general((name, FREE)) for name in worth.known if worth.pays((name, FREE), {})]
@@ -289,12 +287,6 @@ class Paying:
             like = FREE if request.params.mask is None else FORMED
             own = request.memory["paying"] = Own(like, len(request.tokens))
         return own
-
-    def _alike(self, steps: int) -> bool:
-        """Whether the last so many steps, since what was booked before, had a row for every request and no more."""
-        assert self.services is not None
-        since, self._rows = self.services.rows - self._rows, self.services.rows
-        return since == steps * sum(load.requests for load in self.services.load.values())
 
     def _echoes(self, request: Request, own: Own) -> bool:
         """Whether a request is worth a look because its text repeats itself."""
