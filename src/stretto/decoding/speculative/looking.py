@@ -23,6 +23,7 @@ CREDIT = 8
 """Looks in vain that what drafting saved may pay for ahead."""
 LONGEST_LOOK_AWAY = 2048
 """Steps without a look at most, where steps are so short that a look takes many percent of one."""
+SIZE = array("q").itemsize
 REPEATED = 8
 """Tokens at the end of a text that stood in it before, which makes a look likelier to find something."""
 
@@ -31,19 +32,18 @@ class Echo:
     """Says whether one text repeats itself, as often as it is asked."""
 
     def __init__(self) -> None:
-        self._text = array("q")
+        self._text = bytearray()
 
     def heard(self, tokens: Sequence[int]) -> bool:
         """Whether the text so far ends in ``REPEATED`` tokens that stand in it further up, or in its prompt."""
         text = self._text
-        text.extend(tokens[len(text) :])
-        if len(text) <= REPEATED:
+        text += array("q", tokens[len(text) // SIZE :]).tobytes()
+        if len(tokens) <= REPEATED:
             return False
-        size = text.itemsize
-        end, before = text[-REPEATED:].tobytes(), text[:-1].tobytes()
-        found = before.find(end)
-        while found > 0 and found % size:  # across the border of two tokens
-            found = before.find(end, found + 1)
+        end, before = text[-REPEATED * SIZE :], len(text) - SIZE
+        found = text.find(end, 0, before)
+        while found > 0 and found % SIZE:  # across the border of two tokens
+            found = text.find(end, found + 1, before)
         return found >= 0
 
 

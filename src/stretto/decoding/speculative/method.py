@@ -98,7 +98,8 @@ class Speculative:
     def _meet(self, request: Request) -> None:
         """Let the allocator meet a new request in a rest, which may end for it."""
         self.allocator.meets(request)
-        self.allocator.rest((), self._rest - self._resting)
+        if self._rest > self._resting:
+            self.allocator.rest((), self._rest - self._resting)
         self._rest = self._resting = self.allocator.rests()
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:
