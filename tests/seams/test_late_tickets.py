@@ -136,7 +136,7 @@ class Eager(Paying):
 
     def __init__(self):
         super().__init__()
-        self.ledger.wants_plain = lambda: False
+        self.ledger.wants_plain = lambda price, load: False
         self.worth.runs = lambda place, mine, length: True
         self._best = lambda chances, price, load: len(chances)
 
