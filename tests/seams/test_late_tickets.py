@@ -137,6 +137,7 @@ class Eager(Paying):
     def __init__(self):
         super().__init__()
         self.ledger.wants_plain = lambda price, load: False
+        self.ledger.pause = lambda steps: None
         self.worth.runs = lambda place, mine, length: True
         self._best = lambda chances, price, load: len(chances)
 
