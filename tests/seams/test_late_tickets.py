@@ -132,7 +132,7 @@ def test_late_drafts_are_pruned_by_what_was_said_since(company, plain):
 
 
 class Eager(Paying):
-    """Lets everybody run, and sends whatever there is."""
+    """Lets everybody run, sends whatever there is, and never rests."""
 
     def __init__(self):
         super().__init__()

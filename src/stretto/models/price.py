@@ -72,17 +72,14 @@ class Price:
         self._by_pair *= 1.0 + step * self._by_pair * pairs
 
     def _rows(self, rows: int) -> float:
-        if rows >= KNOTS[-1]:
-            return self._by_rows[-1] * rows / KNOTS[-1]
-        right = bisect_right(KNOTS, rows)
-        low, left = self._by_rows[right - 1], KNOTS[right - 1]
-        return low + (self._by_rows[right] - low) * (rows - left) / (KNOTS[right] - left)
+        (left, less), (right, more) = _weights(rows)
+        return less * self._by_rows[left] + more * self._by_rows[right]
 
 
-def _weights(rows: int) -> list[tuple[int, float]]:
-    """Return the knots on both sides of ``rows`` and their weights; behind the last one, its share alone."""
+def _weights(rows: int) -> tuple[tuple[int, float], tuple[int, float]]:
+    """Return the knots on both sides of ``rows`` and their weights; behind the last one it alone has any."""
     if rows >= KNOTS[-1]:
-        return [(len(KNOTS) - 1, rows / KNOTS[-1])]
+        return (len(KNOTS) - 1, rows / KNOTS[-1]), (len(KNOTS) - 1, 0.0)
     right = bisect_right(KNOTS, rows)
     share = (rows - KNOTS[right - 1]) / (KNOTS[right] - KNOTS[right - 1])
-    return [(right - 1, 1.0 - share), (right, share)]
+    return (right - 1, 1.0 - share), (right, share)

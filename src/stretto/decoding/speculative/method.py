@@ -98,8 +98,7 @@ class Speculative:
     def _meet(self, request: Request) -> None:
         """Let the allocator meet a new request in a rest, which may end for it."""
         self.allocator.meets(request)
-        if self._rest > self._resting:
-            self.allocator.rest((), self._rest - self._resting)
+        self.allocator.rest((), self._rest - self._resting)
         self._rest = self._resting = self.allocator.rests()
 
     def propose(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Chunk]:

@@ -31,8 +31,9 @@ PACE_BOUND = 1.25
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
 HEED, LONGEST_UNHEARD = 8, 64
-"""Steps without a look behind which one hears whether a text repeats itself; each time that it does not, as many again
-are let pass, up to the second number."""
+"""Steps of rest behind which one hears whether a text repeats itself; each time that it does not, twice as many are let
+pass, up to the second number. A text that goes without a look while others have one is heard behind the first number.
+"""
 NEVER = 1 << 62
 """A step that does not come."""
 ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
