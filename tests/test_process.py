@@ -157,16 +157,16 @@ def test_who_is_aborted_while_the_engine_changes_leaves_nothing_in_the_new_one(t
             adopt, readers = engine._keeper._adopt, []
 
             def aborted_just_before(*new) -> None:
-                readers.extend(Reader(engine.open(STORY, params(number, 1500))) for number in range(2))
+                readers.extend(Reader(engine.open(STORY, params(4 * number, 1500))) for number in range(9))
                 engine.abort(readers[0].stream.id)
                 adopt(*new)
 
             engine._keeper._adopt = aborted_just_before
             await engine.restart()
-            gone, other = readers
+            gone, *others = readers
             assert (await gone.task)[0]["finish_reason"] == "abort"
-            while engine.stats()["engine"].get("running") != 1:  # the other one alone
-                assert not other.task.done()
+            while engine.stats()["engine"].get("running") != len(others):  # long enough for statistics to come
+                assert not others[0].task.done()
                 await asyncio.sleep(0.02)
 
     asyncio.run(scene())
