@@ -29,6 +29,8 @@ class Drafted:
     by_drafter: dict[str, Draft] = field(default_factory=dict)
     paths: dict[str, list[float]] = field(default_factory=dict)
     """By drafter, where the allocator asked: the chance of each of its nodes that its whole path survives."""
+    expected: float = 0.0
+    """The most tokens that one of those drafters is thought to have found."""
     tree: DraftTree = field(default_factory=lambda: DraftTree.run([]))
     """The union, as it was offered to ``select``."""
 

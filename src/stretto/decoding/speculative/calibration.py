@@ -8,6 +8,8 @@ all requests, those on what the drafter said.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 from stretto.core.tree import DraftTree
 
@@ -20,8 +22,10 @@ MEMORY = 400.0
 """Observations of one kind after which older ones fade."""
 
 Key = tuple[frozenset[str], int, int]
-Counts = dict[Key, list[float]]
-"""By owners, depth class and bin: [kept, seen]."""
+Count = list[float]
+"""Kept, seen."""
+Counts = dict[Key, Count]
+"""By owners, depth class and bin."""
 
 
 class Calibration:
@@ -32,29 +36,28 @@ class Calibration:
 
     def chance(self, own: Counts, owners: frozenset[str], depth: int, said: float) -> float:
         """Return the chance that a node at ``depth`` (1: first) survives given that its parent does."""
-        key = (owners, min(depth, DEEP), int(said * (BINS - 1) + 0.5))
-        kept, seen = self._all.get(key, (0.0, 0.0))
-        general = (kept + LEAN_ON_DRAFTER * said) / (seen + LEAN_ON_DRAFTER)
-        mine = own.get(key)
-        return general if mine is None else (mine[0] + LEAN_ON_ALL * general) / (mine[1] + LEAN_ON_ALL)
+        key = _key(owners, depth, said)
+        return _leaning(self._all.get(key), own.get(key), said)
 
     def paths(self, own: Counts, tree: DraftTree) -> list[float]:
         """Return for each node the chance that its whole path survives.
 
         Siblings exclude each other, so that their chances are scaled down where they exceed 1 together.
         """
-        known: dict[tuple[frozenset[str], int, float], float] = {}
         chances: list[float] = []
         depths: list[int] = []
-        sums: dict[int, float] = {}
+        last, of_all, mine = None, None, None
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
-            like = owners, min(depth, DEEP), said
-            chance = known.get(like)
-            if chance is None:
-                chance = known[like] = self.chance(own, owners, depth, said)
-            chances.append(chance)
+            key = _key(owners, depth, said)
+            if key != last:  # what hangs together is mostly alike
+                last, of_all, mine = key, self._all.get(key), own.get(key)
+            chances.append(_leaning(of_all, mine, said))
+        if len(set(tree.parents)) == len(chances):
+            return list(accumulate(chances, mul))
+        sums: dict[int, float] = {}
+        for parent, chance in zip(tree.parents, chances, strict=True):
             sums[parent] = sums.get(parent, 0.0) + chance
         paths: list[float] = []
         for parent, chance in zip(tree.parents, chances, strict=True):
@@ -67,23 +70,34 @@ class Calibration:
         Sent or not: the text does not depend on it. Return how far the tree followed the text.
         """
         parent, followed, found = -1, 0, Counts()
+        last, entry = None, [0.0, 0.0]
         for depth, token in enumerate(text, 1):
             follower = -1
             for child in tree.children(parent):
-                kept = tree.tokens[child] == token
-                key = (tree.owners[child], min(depth, DEEP), int(tree.survival[child] * (BINS - 1) + 0.5))
-                entry = found.setdefault(key, [0.0, 0.0])
-                entry[0] += kept
+                key = _key(tree.owners[child], depth, tree.survival[child])
+                if key != last:
+                    last, entry = key, found.setdefault(key, [0.0, 0.0])
                 entry[1] += 1.0
-                if kept:
+                if tree.tokens[child] == token:
+                    entry[0] += 1.0
                     follower = child
             if follower < 0:
                 break
             parent, followed = follower, depth
-        for counts in (self._all, own):
-            for key, seen in found.items():
-                _count(counts, key, *seen)
+        for key, (kept, seen) in found.items():
+            _count(self._all, key, kept, seen)
+            _count(own, key, kept, seen)
         return followed
+
+
+def _key(owners: frozenset[str], depth: int, said: float) -> Key:
+    return owners, depth if depth < DEEP else DEEP, int(said * (BINS - 1) + 0.5)
+
+
+def _leaning(of_all: Count | None, mine: Count | None, said: float) -> float:
+    """Return the share that was kept, a request's own leaning on that of all requests, that on what was said."""
+    general = said if of_all is None else (of_all[0] + LEAN_ON_DRAFTER * said) / (of_all[1] + LEAN_ON_DRAFTER)
+    return general if mine is None else (mine[0] + LEAN_ON_ALL * general) / (mine[1] + LEAN_ON_ALL)
 
 
 def _count(counts: Counts, key: Key, kept: float, seen: float) -> None:

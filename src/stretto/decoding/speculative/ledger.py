@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +68,29 @@ class Mean:
         self.value += (value - self.value) / self.weight
 
 
+@dataclass(slots=True)
+class Slope:
+    """How y rises with x (least squares), of values that are forgotten like those of ``Mean``."""
+
+    x: Mean = field(default_factory=Mean)
+    y: Mean = field(default_factory=Mean)
+    xx: Mean = field(default_factory=Mean)
+    xy: Mean = field(default_factory=Mean)
+
+    def add(self, x: float, y: float, memory: float) -> None:
+        """Take one pair in."""
+        before = x - self.x.value
+        self.x.add(x, memory)
+        self.y.add(y, memory)
+        self.xx.add(before * (x - self.x.value), memory)
+        self.xy.add(before * (y - self.y.value), memory)
+
+    @property
+    def value(self) -> float:
+        """The slope; 0 while nothing speaks for one."""
+        return self.xy.value / self.xx.value if self.xx.value > 0.0 else 0.0
+
+
 class Ledger:
     """Of one allocator. All figures are milliseconds of wall time and tokens of all its requests together."""
 
@@ -76,6 +99,8 @@ class Ledger:
         self._clock = clock
         self.plain_overhead, self.drafted_overhead = Mean(), Mean()
         """Of a step, beyond the price of its pass and the time of its drafters; below 0 where the price is too high."""
+        self._by_token = Slope()
+        """How what a drafted step takes beyond those rises with the tokens that it gains."""
         self.steps = 0
         self.resting = 0
         """Steps that drafting still rests."""
@@ -102,6 +127,14 @@ class Ledger:
         """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
         return self.drafted_overhead.value if self.drafted_overhead.weight else self._unknown()
 
+    def drafted_line(self, load: Load) -> tuple[float, float]:
+        """Return the same in parts: what the step takes in any case, and what every token that it gains takes.
+
+        A token is chosen and sent alike in a plain step, and takes no more than that one takes beyond its pass.
+        """
+        by_token = max(0.0, min(self._by_token.value, self.plain_overhead.value / max(1, load.requests)))
+        return self.drafted_extra() - by_token * self._by_token.x.value, by_token
+
     def token_ms(self, price: PassPrice, load: Load) -> float:
         """Return what a token is worth: the milliseconds one takes at the present pace."""
         if self._tokens.weight < FEW_PLAIN:
@@ -127,19 +160,16 @@ class Ledger:
         wall = self._wall_of(step, load)
         if wall is None:
             return None
-        if drafted:
-            if not self.drafted_overhead.weight:
-                self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
-            expected = load.ms(price, drafted) + spent
-            counts = min(wall, HELD_UP * (expected + max(0.0, self.drafted_overhead.value)))
-            self.drafted_overhead.add(counts - expected, 64)
-            self._try(counts, tokens / max(1, load.requests), self.plain_ms(price, load))
-        else:
+        if not drafted:
             counts = self._learn_plain(wall, price, load) if not spent else wall
             # What kept steps from drafting may have been a hiccup: it is forgotten by and by.
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
+        plain = self.plain_ms(price, load)
+        if drafted:
+            counts = self._learn_drafted(wall, load.ms(price, drafted) + spent, tokens)
+            self._try(counts, tokens / max(1, load.requests), plain)
         self._keep_pace(counts, tokens)
-        return wall, self.plain_ms(price, load)
+        return wall, plain
 
     def count_rest(self, steps: int) -> int:
         """Count steps in which drafting rests; return how many are left."""
@@ -217,6 +247,15 @@ class Ledger:
         else:
             overhead.value = min(counts - expected, overhead.value) if overhead.weight else counts - expected
             overhead.weight += 1.0
+        return counts
+
+    def _learn_drafted(self, wall: float, expected: float, tokens: int) -> float:
+        """Learn what a drafted step takes beyond what was expected; return the milliseconds that it counts as."""
+        if not self.drafted_overhead.weight:
+            self.drafted_overhead.value, self.drafted_overhead.weight = self._unknown(), 2.0
+        counts = min(wall, HELD_UP * (expected + max(0.0, self.drafted_overhead.value)))
+        self.drafted_overhead.add(counts - expected, 64)
+        self._by_token.add(tokens, counts - expected, 64)
         return counts
 
     def _keep_pace(self, ms: float, tokens: int) -> None:

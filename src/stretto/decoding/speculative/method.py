@@ -68,7 +68,9 @@ class Speculative:
         )
         self.services: Services | None = None
         self._spent: dict[str, float] = {}
-        """Milliseconds that each drafter took in this step."""
+        """Milliseconds that each drafter took in this step: for its drafts, and for what it learnt of the last one."""
+        self._learning: dict[str, float] = {}
+        """Milliseconds that each took to observe the last step that it observed."""
         self._rest = self._resting = 0
         """Steps of the rest at hand, and those of them that are still to come."""
         self._plain = False
@@ -150,8 +152,13 @@ class Speculative:
         self._rest = self._resting = self.allocator.rests()
         listening = [each for each in self.drafters if each.name in self._spent or self.allocator.hears(each.name)]
         if listening:
-            self._guard(lambda drafter: drafter.observe(walking), listening)
+            self._guard(lambda drafter: self._tell(drafter, walking), listening)
         return done
+
+    def _tell(self, drafter: Drafter, walking: Sequence[Observation]) -> None:
+        began = time.perf_counter()
+        drafter.observe(walking)
+        self._learning[drafter.name] = (time.perf_counter() - began) * 1e3
 
     def _commit_drafts(
         self, requests: Sequence[Request], chunks: Sequence[Chunk], outputs: Sequence[Output]
@@ -232,7 +239,7 @@ class Speculative:
                 patience += READING * len(found.request.tokens)
         drafts = self._checked(drafter, [found.request for found, _ in asked], [room for _, room in asked])
         spent = time.perf_counter() - began
-        self._spent[drafter.name] = spent * 1e3
+        self._spent[drafter.name] = spent * 1e3 + self._learning.pop(drafter.name, 0.0)
         if spent > patience:
             raise Late(f"its drafts took {spent:.2f} s, its budget is {patience:.2f} s")
         for (found, _), draft in zip(asked, drafts, strict=True):

@@ -8,8 +8,10 @@ OPT-Tree with the price of the pass instead of a budget, over all requests at on
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
@@ -28,16 +30,24 @@ PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
-FRUITLESS = 4
-"""Looks in a row that sent nothing for a request, after which it is looked at more rarely."""
+HOPED = 8.0
+"""Nodes that a step is thought to send for a request that nobody has drafted for yet, or that repeats itself."""
+FORGOTTEN = 0.2
+"""Share of what was sent of late that each step forgets."""
+FRUITLESS = 3.5
+"""Nodes sent in a step of late below which a request is looked at more rarely: that many are left of ``HOPED`` behind
+four looks that send nothing."""
 HEED, LONGEST_UNHEARD = 8, 64
 """Steps of rest behind which one hears whether a text repeats itself; each time that it does not, twice as many are let
 pass, up to the second number. A text that goes without a look while others have one is heard behind the first number.
 """
 NEVER = 1 << 62
 """A step that does not come."""
-ROW_STEPS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Numbers of drafted rows among which the best is looked for."""
+ROW_STEPS = (*range(10), 11, 13, 15, 19, 23, 27, 31, 39, 47, 63, 79, 95, 127, 159, 191, 255)
+"""Numbers of drafted rows among which the best is looked for: with the row that they hang on they fill tiles."""
+
+RECKONED = 16
+"""Steps for which the costs of these stand."""
 
 
 @dataclass(slots=True)
@@ -53,10 +63,8 @@ class Own:
     places: dict[str, Place] = field(default_factory=dict)
     """Of this step, by drafter."""
     paths: list[float] = field(default_factory=list)
-    sent: float = 8.0
+    sent: float = HOPED
     """Nodes sent in a step, of late."""
-    fruitless: int = 0
-    """Looks in a row after which nothing was sent."""
     away: int = 0
     """The engine's step up to which it goes without a look."""
     echo: Echo = field(default_factory=Echo)
@@ -71,10 +79,13 @@ class Paying:
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
         self._looks, self._heed, self._rows = Looks(), HEED, 0
-        self._promises = True
-        """Whether what drafters bring to free texts is worth a look, as far as is known."""
         self._formed_lost = False
         """Whether the trial that was lost last had texts of a form in it."""
+        self._reckoned: tuple[PassPrice | None, int, int, int] = None, 0, 0, 0
+        self._costs: list[tuple[int, float]] = []
+        """Numbers of drafted rows and the milliseconds of their pass, and for which load and steps they stand."""
+        self._pricey = 0.0
+        """Milliseconds from which a drafter is worth thinking about, as of the last step."""
         self.services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -127,16 +138,18 @@ class Paying:
         ledger, self._heed, formed = self.ledger, HEED, self._own(request).like == FORMED
         if formed and not self._formed_lost:
             ledger.wake(lost=True)
-        elif (formed or self._promises) and self._affords_look(request.model):
+        elif (formed or self._promises()) and self._affords_look(request.model):
             ledger.wake()
         ledger.begin(self.services.steps)
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
-        rooms = []
+        cost, rooms = self.worth.cost.get(drafter), []
+        dear = cost is not None and cost.value >= self._pricey
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
-            place = own.places[drafter] = self._place(drafter, found, own)
+            like = own.like + self._found(found, own) if dear and found.by_drafter else own.like
+            place = own.places[drafter] = drafter, like
             rooms.append(room if self.worth.runs(place, own.gains, len(found.request.tokens)) else 0)
         return rooms
 
@@ -162,10 +175,9 @@ class Paying:
         for each, found in zip(sent, drafted, strict=True):
             each.sort()
             own = self._own(found.request)
-            own.sent += 0.2 * (len(each) - own.sent)
-            own.fruitless = 0 if each else own.fruitless + 1
+            own.sent += FORGOTTEN * (len(each) - own.sent)
             own.away = 0
-            if own.fruitless >= FRUITLESS:
+            if not each and own.sent < FRUITLESS:
                 price, load = self._price(found.request.model)
                 own.away = self.services.steps + self._looks.away(self.ledger.plain_ms(price, load), load.requests)
         return sent
@@ -185,6 +197,7 @@ class Paying:
         lost = self.ledger.lost
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         plain = self.ledger.plain_ms(price, load) if booked is None else booked[1]
+        self._pricey = PRICEY * plain
         if self.ledger.lost > lost:
             self._formed_lost = any(self._own(seen.request).like == FORMED for seen in observations)
         for seen in observations:
@@ -225,11 +238,8 @@ class Paying:
                 place = own.places.get(name, (name, own.like))
                 self.worth.learn(place, own.gains, max(0, added - best))
                 best = max(best, added)
-        worth = self.worth
         for name, ms in spent.items():
-            worth.spend(name, ms, asked[name], plain)
-        promised = [worth.general((name, FREE)) for name in worth.known if worth.pays((name, FREE), {})]
-        self._promises = sum(promised) * worth.token_ms > self._looks.ms
+            self.worth.spend(name, ms, asked[name], plain)
 
     def hears(self, drafter: str) -> bool:
         """Whether it runs for anybody, or costs next to nothing."""
@@ -289,11 +299,17 @@ class Paying:
             own = request.memory["paying"] = Own(like, len(request.tokens))
         return own
 
+    def _promises(self) -> bool:
+        """Whether what drafters bring to free texts is worth a look, as far as is known."""
+        worth = self.worth
+        promised = [worth.general((name, FREE)) for name in worth.known if worth.pays((name, FREE), {})]
+        return not worth.cost or sum(promised) * worth.token_ms > self._looks.ms
+
     def _echoes(self, request: Request, own: Own) -> bool:
         """Whether a request is worth a look because its text repeats itself."""
         if not (own.echo.heard(request.tokens) and self._affords_look(request.model, repeats=True)):
             return False
-        own.away = own.fruitless = 0
+        own.away, own.sent = 0, max(own.sent, HOPED)
         return True
 
     def _affords_look(self, model: str, repeats: bool = False) -> bool:
@@ -307,17 +323,13 @@ class Paying:
         request.stats.plain_ms += ms
         own.booked = len(request.tokens)
 
-    def _place(self, name: str, found: Drafted, own: Own) -> Place:
-        """Return the drafter beside how much is expected of those before it, where it is dear enough to matter."""
-        cost = self.worth.cost.get(name)
-        price, load = self._price(found.request.model)
-        if cost is None or not found.by_drafter or cost.value < PRICEY * self.ledger.plain_ms(price, load):
-            return name, own.like
+    def _found(self, found: Drafted, own: Own) -> int:
+        """Return how much is expected of what was drafted before, by one drafter: 0 (nothing) to 2 (much)."""
         for other, draft in found.by_drafter.items():
             if other not in found.paths:
-                found.paths[other] = self.calibration.paths(own.counts, draft.tree)
-        expected = max(map(sum, found.paths.values()))
-        return name, own.like + (0 if expected < 0.75 else 1 if expected < 2.5 else 2)
+                paths = found.paths[other] = self.calibration.paths(own.counts, draft.tree)
+                found.expected = max(found.expected, sum(paths))
+        return 0 if found.expected < 0.75 else 1 if found.expected < 2.5 else 2
 
     def _paths(self, found: Drafted, own: Own) -> list[float]:
         """Return the chance of each node of a request's union that its whole path survives."""
@@ -327,19 +339,23 @@ class Paying:
 
     def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
         """Return how many of the nodes, best first, give the most tokens per millisecond."""
-        plain = self.ledger.plain_ms(price, load)
-        best, count, tokens, taken = load.requests / plain, 0, float(load.requests), 0
-        extra = self.ledger.drafted_extra()
-        for rows in ROW_STEPS[1:]:
-            rows = min(rows, len(chances))
-            tokens += sum(chances[taken:rows])
-            taken = rows
-            rate = tokens / (load.ms(price, rows) + extra)
+        best, count = load.requests / self.ledger.plain_ms(price, load), 0
+        fixed, by_token = self.ledger.drafted_line(load)
+        tokens = list(accumulate(chances, initial=float(load.requests)))
+        for rows, ms in self._costs_of(price, load, len(chances)):
+            rate = tokens[rows] / (ms + fixed + by_token * tokens[rows])
             if rate > best:
                 best, count = rate, rows
-            if rows == len(chances):
-                break
         return count
+
+    def _costs_of(self, price: PassPrice, load: Load, most: int) -> list[tuple[int, float]]:
+        """Return numbers of drafted rows up to ``most`` with the milliseconds of their pass, reckoned now and then."""
+        assert self.services is not None
+        when = price, load.requests, load.rows, self.services.steps // RECKONED
+        if when != self._reckoned:
+            self._reckoned, self._costs = when, [(rows, load.ms(price, rows)) for rows in ROW_STEPS[1:]]
+        known = self._costs[: bisect_right(ROW_STEPS, most) - 1]
+        return known if known and known[-1][0] == most else [*known, (most, load.ms(price, most))]
 
     def _within_pace(
         self, nodes: Sequence[tuple[float, int, int]], count: int, drafting: int, price: PassPrice, load: Load
