@@ -45,6 +45,8 @@ class Game:
     """Whether the price of a pass is known."""
     overhead: float = 0.0
     """Milliseconds that a drafted step takes beyond its pass, unknown to the price."""
+    by_token: float = 0.0
+    """Milliseconds that every token takes beside."""
     chance: random.Random = field(default_factory=lambda: random.Random(1))
     calls: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
@@ -84,7 +86,7 @@ class Game:
             self.rested += 1
             self.plain, self.tokens = self.plain + 1, self.tokens + self.requests
             self.services.rows += self.requests
-            self.machine.now += self.machine.ms(self.requests)
+            self.machine.now += self.machine.ms(self.requests) + self.by_token * self.requests
             if not self.resting:
                 done = [SimpleNamespace(request=request, tokens=(0,)) for request in self.asked]
                 self.paying.rest(done, self.rested)
@@ -111,11 +113,11 @@ class Game:
         sent = [only(f.tree, nodes) for f, nodes in zip(drafted, self.paying.select(drafted, rooms), strict=True)]
         by_request = {found.request.id: tree for found, tree in zip(drafted, sent, strict=True)}
         observations = [self.seen(request, by_request.get(request.id, DraftTree.run([]))) for request in self.asked]
-        rows_sent = sum(map(len, sent))
+        rows_sent, gained = sum(map(len, sent)), sum(len(seen.committed.tokens) for seen in observations)
         self.services.rows += self.requests + rows_sent
         self.plain += not rows_sent
         self.machine.now += self.machine.ms(self.requests + rows_sent) + sum(spent.values())
-        self.machine.now += self.overhead if rows_sent else 0.0
+        self.machine.now += self.by_token * gained + (self.overhead if rows_sent else 0.0)
         self.paying.learn(drafted, observations, spent)
         self.resting = self.paying.rests()
         for seen in observations:
