@@ -27,7 +27,7 @@ from floors import markdown
 from report import environment, save, table
 from serving_floors import LARGE, MIDDLE, PROMPT, SHARED, SHORT, SMALL, Row, judge
 from serving_servers import Place, Server, Servers
-from serving_streams import GOAL, long_arrival, overhead
+from serving_streams import GOAL, long_arrival, overhead, run
 
 from stretto.serving.load import Load, put, summary
 from stretto.serving.workload import WORDS, Talk
@@ -160,7 +160,7 @@ class Bench:
             with self.servers.started(self._place(folder, many + 1, ARRIVING + 256), [name]) as servers:
                 for server in servers.values():
                     try:
-                        row = asyncio.run(long_arrival(server, talks, newcomer, {}))
+                        row = run(long_arrival(server, talks, newcomer, {}))
                     except (OSError, RuntimeError) as error:
                         self.servers.absent[f"{name}, long arrival"] = str(error)
                         continue
@@ -168,7 +168,7 @@ class Bench:
                     if name == "stretto":
                         (other,) = prompts.talks(Workload(0, ARRIVING, 2), 1, 3)
                         goal = {"tpot_ms": GOAL * row["idle p50 ms"]}
-                        row = asyncio.run(long_arrival(server, prompts.talks(WORKLOADS[SHORT], many, 4), other, goal))
+                        row = run(long_arrival(server, prompts.talks(WORKLOADS[SHORT], many, 4), other, goal))
                         yield {**row, "server": "stretto with a goal"}
 
     def _overhead(self, folder: Path, prompts: Prompts) -> Row:
@@ -177,7 +177,7 @@ class Bench:
         ids = [prompts.ids(talk) for talk in talks]
         with self.servers.started(self._place(folder, many, 64 + tokens), ["stretto"]) as servers:
             options: dict[str, Any] = {"tokens": tokens, "rounds": self.rounds, "threads": self.asked.threads}
-            return asyncio.run(overhead(servers["stretto"], folder, ids, talks, **options))
+            return run(overhead(servers["stretto"], folder, ids, talks, **options))
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ class Stream:
         """The finish reason that it was told to end for."""
         self.timer: asyncio.TimerHandle | None = None
         self._closed = closed
+        self._take: Callable[[Message], bool] | None = None
         self._places: list[dict[int, float] | None] | None = None
         self._unread: dict[int, Message] = {}
         self._error: Exception | None = None
@@ -88,6 +89,13 @@ class Stream:
                 self._waiter = None
         return self._unread.pop(next(iter(self._unread)))
 
+    def follow(self, take: Callable[[Message], bool]) -> None:
+        """Hand events to ``take`` at once while the reader waits for one: that is cheaper than to wake it for each.
+
+        Those for which it returns False the reader gets as ever, and the error where it raises one.
+        """
+        self._take = take
+
     def close(self) -> None:
         """Read no more; what has not ended is aborted."""
         self._closed(self)
@@ -107,6 +115,8 @@ class Stream:
                 sample.first = time.monotonic()
         if "completion" in event:
             self._book(event["completion"]["stats"], self.samples.pop(index))
+        if self._taken(event):
+            return
         before = self._unread.get(index)
         if before is None:
             self._unread[index] = event
@@ -118,6 +128,16 @@ class Stream:
             if "completion" in event:
                 before["completion"] = event["completion"]
         self._wake()
+
+    def _taken(self, event: Message) -> bool:
+        if self._take is None or self._waiter is None or self._waiter.done():
+            return False
+        try:
+            return self._take(event)
+        except Exception as error:  # it is the reader's, who closes the stream for it
+            self._error = error
+            self._wake()
+            return True
 
     def _place(self, event: Message, sample: Sample) -> None:
         """Add the prompt's log-probabilities, which the engine tells once, to what each sample is told."""

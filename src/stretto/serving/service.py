@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -22,7 +23,7 @@ from stretto.serving.logs import tell
 from stretto.serving.metrics import Metrics
 from stretto.serving.records import Recorder
 from stretto.serving.settings import Settings
-from stretto.serving.streaming import EventStream, Stream, listening, side_by_side
+from stretto.serving.streaming import Event, EventStream, Stream, Writer, listening, side_by_side
 from stretto.serving.texts import Texts
 from stretto.serving.wanted import Model, Wanted, chat_wanted, check_model, completion_wanted
 
@@ -88,7 +89,8 @@ class Service:
         streams = self._open(wanted)
         if body.stream:
             counted = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(self._pieces(streams, wanted, answer, counted, state))
+            pieces = self._pieces(streams, wanted, answer, counted, state)
+            return EventStream(pieces, partial(_follow, streams[0], answer) if len(streams) == 1 else None)
         done = await listening(request.receive, self._gather(streams, wanted))
         told = answer.whole(done)
         await self._keep(answer.envelope.id, wanted, done, state)
@@ -193,6 +195,19 @@ class Service:
 def unavailable(why: str) -> ApiError:
     """Return the error of a server that cannot serve now."""
     return ApiError(503, f"the server cannot serve now: {why}", code="not_ready", headers={"Retry-After": "5"})
+
+
+def _follow(stream: Stream, answer: Texts | Chats, writer: Writer) -> None:
+    """Let a stream's events be written as they come, all but the last of each sample."""
+
+    def take(event: Event) -> bool:
+        if "completion" in event or writer.held is not None:
+            return False
+        content, _ = answer.piece(event["index"], event)
+        writer.send_now(answer.envelope.piece(event["index"], content))
+        return True
+
+    stream.follow(take)
 
 
 def _counts(used: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -17,9 +17,13 @@ Event = dict[str, Any]
 
 
 class Stream(Protocol):
-    """One request in the engine (see ``engine.aio``)."""
+    """One request in the engine (see ``engine.stream``)."""
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def follow(self, take: Callable[[Event], bool]) -> None:
+        """Hand events to ``take`` at once while the reader waits for one, and to the reader if that returns False."""
+        ...
 
     def close(self) -> None:
         """Abort it, if it has not ended."""
@@ -120,10 +124,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[str, None]) -> None:
+    def __init__(self, pieces: AsyncGenerator[str, None], follow: Callable[[Writer], None] | None = None) -> None:
+        """``follow`` may send pieces past ``pieces`` while that waits for one."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._pieces = pieces
+        self._pieces, self._follow = pieces, follow
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,13 +139,15 @@ class EventStream(Response):
                 raise
 
     async def _write(self, send: Send, direct: Send) -> None:
-        pieces = self._pieces
+        pieces, writer = self._pieces, Writer(direct)
         try:
             async for piece in pieces:
                 if not self._begun:
                     self._begun = True
                     await self._start(send)
-                await direct({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                    if self._follow is not None:
+                        self._follow(writer)
+                await writer.send(piece)
             await direct({"type": "http.response.body", "body": DONE, "more_body": False})
         except ApiError as error:
             if not self._begun:
@@ -152,3 +159,33 @@ class EventStream(Response):
 
     async def _start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+
+class Writer:
+    """Sends pieces of one answer."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.held: str | None = None
+        """What could not be sent at once: the client reads too slowly. The next piece waits for it."""
+
+    async def send(self, piece: str) -> None:
+        """Send what was held and a piece, as soon as the client has read enough."""
+        if self.held is not None:
+            held, self.held = self.held, None
+            await self._send(_body(held))
+        await self._send(_body(piece))
+
+    def send_now(self, piece: str) -> None:
+        """Send a piece without waiting, or hold it where that cannot be; nothing must be held yet."""
+        sending = self._send(_body(piece)).__await__()
+        try:
+            next(sending)
+        except StopIteration:
+            return
+        sending.close()
+        self.held = piece
+
+
+def _body(piece: str) -> Event:
+    return {"type": "http.response.body", "body": piece.encode(), "more_body": True}
