@@ -27,7 +27,7 @@ def test_what_each_token_takes_is_told_from_what_a_drafted_step_takes(by_token: 
 
 
 def test_as_many_rows_are_sent_whatever_each_token_takes():
-    """It takes that in a plain step as well. Control: all that drafted steps take beyond their passes is the drafts'."""
+    """It takes that in a plain step as well. Control: what drafted steps take beyond their passes is all the drafts'."""
     sent = {}
     for by_token in (0.0, 0.1, "control"):
         game = Game(Machine(base=1.0, row=0.1, free=1), {"good": (0.9, 0.02)}, length=16)
@@ -50,11 +50,10 @@ def test_a_text_is_looked_at_the_longer_the_more_was_sent_of_late(sent: float, l
     own = game.paying._own(asked)
     own.sent, own.away = sent, 0
     game.paying._looks.vain(0, 10.0, 0.3, 0.3, 1)
-    for count in range(1, 20):
-        game.paying.select([Drafted(asked, tree=DraftTree.run([]))], [8])
-        if own.away:
-            break
-    assert count == looks
+    found = []
+    while not own.away:
+        found.append(game.paying.select([Drafted(asked, tree=DraftTree.run([]))], [8]))
+    assert len(found) == looks
 
 
 class Listener(GarbageDrafter):
