@@ -27,7 +27,7 @@ def test_what_each_token_takes_is_told_from_what_a_drafted_step_takes(by_token: 
 
 
 def test_as_many_rows_are_sent_whatever_each_token_takes():
-    """It takes that in a plain step as well. Control: what drafted steps take beyond their passes is all the drafts'."""
+    """A plain step's take it as well. Control: what drafted steps take beyond their passes is all the drafts'."""
     sent = {}
     for by_token in (0.0, 0.1, "control"):
         game = Game(Machine(base=1.0, row=0.1, free=1), {"good": (0.9, 0.02)}, length=16)
