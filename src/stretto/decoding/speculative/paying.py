@@ -30,13 +30,11 @@ PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
 PACE_BOUND = 1.25
 """How many times slower than in a step without drafts a request may go for the drafts of others."""
-HOPED = 8.0
-"""Nodes that a step is thought to send for a request that nobody has drafted for yet, or that repeats itself."""
-FORGOTTEN = 0.2
-"""Share of what was sent of late that each step forgets."""
-FRUITLESS = 3.5
-"""Nodes sent in a step of late below which a request is looked at more rarely: that many are left of ``HOPED`` behind
-four looks that send nothing."""
+FRUITLESS = 4
+"""Looks in a row that sent nothing for a request, after which it is looked at more rarely,"""
+HOPED, FORGOTTEN, FEW = 8.0, 0.2, 3.5
+"""or as many more until fewer than ``FEW`` nodes a step are left of what was sent of late, of which each step forgets
+that share: the first number for a request that nobody has drafted for yet, or that repeats itself."""
 HEED, LONGEST_UNHEARD = 8, 64
 """Steps of rest behind which one hears whether a text repeats itself; each time that it does not, twice as many are let
 pass, up to the second number. A text that goes without a look while others have one is heard behind the first number.
@@ -65,6 +63,8 @@ class Own:
     paths: list[float] = field(default_factory=list)
     sent: float = HOPED
     """Nodes sent in a step, of late."""
+    fruitless: int = 0
+    """Looks in a row that sent nothing."""
     away: int = 0
     """The engine's step up to which it goes without a look."""
     echo: Echo = field(default_factory=Echo)
@@ -177,7 +177,8 @@ class Paying:
             own = self._own(found.request)
             own.sent += FORGOTTEN * (len(each) - own.sent)
             own.away = 0
-            if not each and own.sent < FRUITLESS:
+            own.fruitless = 0 if each else own.fruitless + 1
+            if own.fruitless >= FRUITLESS and own.sent < FEW:
                 price, load = self._price(found.request.model)
                 own.away = self.services.steps + self._looks.away(self.ledger.plain_ms(price, load), load.requests)
         return sent
@@ -309,7 +310,7 @@ class Paying:
         """Whether a request is worth a look because its text repeats itself."""
         if not (own.echo.heard(request.tokens) and self._affords_look(request.model, repeats=True)):
             return False
-        own.away, own.sent = 0, max(own.sent, HOPED)
+        own.away, own.fruitless, own.sent = 0, 0, max(own.sent, HOPED)
         return True
 
     def _affords_look(self, model: str, repeats: bool = False) -> bool:
