@@ -138,7 +138,7 @@ class Paying:
         ledger, self._heed, formed = self.ledger, HEED, self._own(request).like == FORMED
         if formed and not self._formed_lost:
             ledger.wake(lost=True)
-        elif (formed or self._promises()) and self._affords_look(request.model):
+        elif self._affords_look(request.model) and (formed or self._promises()):
             ledger.wake()
         ledger.begin(self.services.steps)
 
