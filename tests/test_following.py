@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from stretto.engine.stream import Stream
 from stretto.serving import service, streaming
+from stretto.serving.errors import ApiError
 from stretto.serving.streaming import EventStream, Writer, side_by_side
+
+TOKENS = 60
 
 
 class Answer:
     """Pieces that say which tokens they hold; like a real one's, its piece of an event can be made only once."""
 
     def __init__(self, fails_at: int = -1) -> None:
-        self.envelope, self.fails_at, self.made = self, fails_at, 0
+        self.envelope, self.fails_at, self.made, self.told = self, fails_at, 0, ""
 
     def piece(self, index: int, what: Any) -> Any:
         if isinstance(what, str):
             return what
         self.made += len(what["token_ids"])
         if self.fails_at in what["token_ids"]:
-            raise ValueError("no piece can be made of this")
-        return "".join(f"{token} " for token in what["token_ids"]), what.get("completion")
+            raise ApiError(400, "no piece can be made of this")
+        piece = "".join(f"{token} " for token in what["token_ids"])
+        self.told += piece
+        return piece, what.get("completion")
 
 
 class Client:
@@ -58,18 +64,26 @@ async def pieces(stream: Stream, answer: Answer) -> AsyncGenerator[str, None]:
         await events.aclose()
 
 
-def play(seed: int, closed: list[Stream], tokens: int = 60, fails_at: int = -1) -> tuple[str, bool]:
-    """Return what a client got that stops to read now and then, and whether tokens were made twice."""
-    chance = random.Random(seed)
-    answer = Answer(fails_at)
+@dataclass
+class Played:
+    """What came of one answer."""
 
-    async def scene() -> str:
-        stream, client = Stream(0, {"params": {}}, closed.append), Client()
+    answer: Answer
+    client: Client = field(default_factory=Client)
+    closed: list[Stream] = field(default_factory=list)
+
+
+def play(seed: int, fails_at: int = -1) -> Played:
+    """Let events come at any pace, for a client that stops to read now and then."""
+    chance, played = random.Random(seed), Played(Answer(fails_at))
+
+    async def scene() -> None:
+        answer, client, stream = played.answer, played.client, Stream(0, {"params": {}}, played.closed.append)
         body = EventStream(pieces(stream, answer), lambda writer: service._follow(stream, answer, writer))
         sending = asyncio.ensure_future(body({"type": "http"}, client.receive, client.send))
-        for token in range(tokens):
+        for token in range(TOKENS):
             event: dict[str, Any] = {"index": 0, "text": "", "token_ids": [token]}
-            if token == tokens - 1:
+            if token == TOKENS - 1:
                 event["completion"] = {"stats": {"total_ms": 1.0}, "prompt_logprobs": None}
             stream.put(event)
             for _ in range(chance.choice([0, 0, 1, 2, 5])):
@@ -78,19 +92,19 @@ def play(seed: int, closed: list[Stream], tokens: int = 60, fails_at: int = -1) 
                 client.read.clear() if client.read.is_set() else client.read.set()
         client.read.set()
         await asyncio.wait_for(sending, 5.0)
-        return client.got
 
-    return asyncio.run(scene()), answer.made > tokens
+    asyncio.run(scene())
+    return played
 
 
-WHOLE = "".join(f"{token} " for token in range(60)) + streaming.DONE.decode()
+WHOLE = "".join(f"{token} " for token in range(TOKENS)) + streaming.DONE.decode()
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_event_is_written_once_and_in_order(seed: int):
-    got, twice = play(seed, [])
-    assert got == WHOLE
-    assert not twice
+    played = play(seed)
+    assert played.client.got == WHOLE
+    assert played.answer.made == TOKENS
 
 
 def test_a_writer_that_does_not_hold_what_it_could_not_send_is_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -100,21 +114,22 @@ def test_a_writer_that_does_not_hold_what_it_could_not_send_is_noticed(monkeypat
 
     send_now = Writer.send_now
     monkeypatch.setattr(Writer, "send_now", forgetful)
-    assert any(play(seed, [])[0] != WHOLE for seed in range(40))
+    assert any(play(seed).client.got != WHOLE for seed in range(40))
 
 
 def test_events_are_written_without_their_reader_while_it_waits(monkeypatch: pytest.MonkeyPatch):
     written = []
     monkeypatch.setattr(Writer, "send_now", lambda self, piece: written.append(piece))
     for seed in range(5):
-        play(seed, [])
+        play(seed)
     assert len(written) > 30
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(40))
 def test_an_event_of_which_no_piece_can_be_made_ends_its_stream_only(seed: int):
-    """It is closed, and with it what the engine still does for it."""
-    closed: list[Stream] = []
-    with pytest.raises(ValueError, match="no piece"):
-        play(seed, closed, fails_at=30)
-    assert closed
+    """It is closed, and with it what the engine still does for it; no piece from before is lost."""
+    played = play(seed, fails_at=30)
+    told, _, error = played.client.got.partition("data: ")
+    assert played.closed
+    assert told == played.answer.told and WHOLE.startswith(told)
+    assert "no piece" in error

@@ -10,14 +10,14 @@ from stretto.decoding.speculative.looking import CREDIT, OVERDRAFT, REPEATED, Ec
 
 
 def test_a_debt_of_looks_is_paid_by_time_and_by_what_they_find():
-    """Steps of 1 ms; looks of 0.6 ms, of which one in 400 steps is allowed, and two ahead."""
+    """Steps of 1 ms; looks of 0.6 ms, of which one in 400 steps is allowed, and two ahead, of new texts three."""
     looks = Looks()
 
     def vain(step: int, beyond: float = 0.6) -> int:
         return looks.vain(step, 1.0, 0.3, beyond, 1)
 
     assert [vain(0) for _ in range(5)] == pytest.approx([0, 0, 400, 800, 1200], abs=1)
-    assert not looks.allows(0, 1.0) and looks.allows(401, 1.0)
+    assert not looks.allows(0, 1.0) and looks.allows(801, 1.0)
     assert looks.allows(0, 1.0, repeats=True)
     assert vain(1200) == pytest.approx(400, abs=1)
     looks.paid(-1.0)  # a loss is no new debt

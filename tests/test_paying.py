@@ -15,7 +15,8 @@ from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration
 from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.ledger import Ledger
-from stretto.decoding.speculative.paying import LONGEST_UNHEARD, NEVER, PACE_BOUND, ROW_STEPS, Paying
+from stretto.decoding.speculative.paying import LONGEST_UNHEARD, NEVER, Paying
+from stretto.decoding.speculative.sending import PACE_BOUND, ROW_STEPS
 from stretto.decoding.speculative.trees import only
 
 
@@ -273,7 +274,7 @@ def test_a_trial_that_is_won_makes_lost_ones_short_again():
 
 def test_what_loses_time_after_time_is_tried_more_and_more_rarely():
     """Its chances look good on paper, and each trial fails, by a hidden overhead that drafting nearly makes up for."""
-    game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=3.0)
+    game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=2.9)
     ledger, rests = game.paying.ledger, list[int]()
     for _ in range(14_000):
         game.step()

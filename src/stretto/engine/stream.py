@@ -59,6 +59,8 @@ class Stream:
         self._places: list[dict[int, float] | None] | None = None
         self._unread: dict[int, Message] = {}
         self._error: Exception | None = None
+        self._refused: Exception | None = None
+        """What ``take`` raised: the reader gets it before whatever has come since, and closes the stream for it."""
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -77,7 +79,9 @@ class Stream:
         return self
 
     async def __anext__(self) -> Message:
-        while not self._unread:
+        while not self._unread or self._refused is not None:
+            if self._refused is not None:
+                raise self._refused
             if self._error is not None:
                 raise self._error
             if not self.samples:
@@ -134,8 +138,8 @@ class Stream:
             return False
         try:
             return self._take(event)
-        except Exception as error:  # it is the reader's, who closes the stream for it
-            self._error = error
+        except Exception as error:
+            self._refused = error
             self._wake()
             return True
 

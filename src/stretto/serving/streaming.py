@@ -148,12 +148,11 @@ class EventStream(Response):
                     if self._follow is not None:
                         self._follow(writer)
                 await writer.send(piece)
-            await direct({"type": "http.response.body", "body": DONE, "more_body": False})
+            await writer.end(DONE)
         except ApiError as error:
             if not self._begun:
                 raise
-            told = f"data: {json.dumps(error.body)}\n\n".encode()
-            await direct({"type": "http.response.body", "body": told, "more_body": False})
+            await writer.end(f"data: {json.dumps(error.body)}\n\n".encode())
         finally:
             await pieces.aclose()
 
@@ -171,10 +170,13 @@ class Writer:
 
     async def send(self, piece: str) -> None:
         """Send what was held and a piece, as soon as the client has read enough."""
-        if self.held is not None:
-            held, self.held = self.held, None
-            await self._send(_body(held))
+        await self._flush()
         await self._send(_body(piece))
+
+    async def end(self, last: bytes) -> None:
+        """Send what was held and the last bytes of the answer."""
+        await self._flush()
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def send_now(self, piece: str) -> None:
         """Send a piece without waiting, or hold it where that cannot be; nothing must be held yet."""
@@ -185,6 +187,11 @@ class Writer:
             return
         sending.close()
         self.held = piece
+
+    async def _flush(self) -> None:
+        if self.held is not None:
+            held, self.held = self.held, None
+            await self._send(_body(held))
 
 
 def _body(piece: str) -> Event:

@@ -160,13 +160,14 @@ class Ledger:
         wall = self._wall_of(step, load)
         if wall is None:
             return None
-        if not drafted:
+        if drafted:
+            counts = self._learn_drafted(wall, load.ms(price, drafted) + spent, tokens)
+        else:
             counts = self._learn_plain(wall, price, load) if not spent else wall
             # What kept steps from drafting may have been a hiccup: it is forgotten by and by.
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
         plain = self.plain_ms(price, load)
         if drafted:
-            counts = self._learn_drafted(wall, load.ms(price, drafted) + spent, tokens)
             self._try(counts, tokens / max(1, load.requests), plain)
         self._keep_pace(counts, tokens)
         return wall, plain

@@ -17,8 +17,9 @@ DEAREST_LOOK, LEAST_BOUND = 4, 0.5
 """How many times what its drafters take a look takes at most, and the milliseconds that it may take in any case, as
 what is rarely run runs slowly: the rest of a longer one was something else."""
 OVERDRAFT = 2
-"""Looks beyond that share after which nobody is looked at for a while; new requests may have as many again, and
-those that repeat themselves as many as these together."""
+"""Looks beyond that share after which nobody is looked at for a while."""
+NEW, REPEATING = 1.5, 4.0
+"""How many times as many new requests may have, and those that repeat themselves."""
 CREDIT = 8
 """Looks in vain that what drafting saved may pay for ahead."""
 LONGEST_LOOK_AWAY = 2048
@@ -78,7 +79,7 @@ class Looks:
 
     def allows(self, step: int, plain: float, repeats: bool = False) -> bool:
         """Whether a new request may be looked at, or one that ``repeats`` itself, which may when new ones may not."""
-        return self._owed(step, plain) <= (4 if repeats else 2) * OVERDRAFT * self._look.value
+        return self._owed(step, plain) <= (REPEATING if repeats else NEW) * OVERDRAFT * self._look.value
 
     def away(self, plain: float, requests: int) -> int:
         """Return for how many steps one of so many requests, to which looks bring nothing, goes without one."""

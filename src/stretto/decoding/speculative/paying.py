@@ -8,16 +8,15 @@ OPT-Tree with the price of the pass instead of a budget, over all requests at on
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
 from stretto.decoding.speculative.ledger import Ledger
 from stretto.decoding.speculative.looking import Echo, Looks
+from stretto.decoding.speculative.sending import Sending
 from stretto.decoding.speculative.worth import FORMED, FREE, Gains, Place, Worth
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 PRICEY = 0.05
 """Share of a step's time from which a drafter is worth thinking about."""
-PACE_BOUND = 1.25
-"""How many times slower than in a step without drafts a request may go for the drafts of others."""
 FRUITLESS = 4
 """Looks in a row that sent nothing for a request, after which it is looked at more rarely,"""
 HOPED, FORGOTTEN, FEW = 8.0, 0.2, 3.5
@@ -41,11 +38,6 @@ pass, up to the second number. A text that goes without a look while others have
 """
 NEVER = 1 << 62
 """A step that does not come."""
-ROW_STEPS = (*range(10), 11, 13, 15, 19, 23, 27, 31, 39, 47, 63, 79, 95, 127, 159, 191, 255)
-"""Numbers of drafted rows among which the best is looked for: with the row that they hang on they fill tiles."""
-
-RECKONED = 16
-"""Steps for which the costs of these stand."""
 
 
 @dataclass(slots=True)
@@ -60,7 +52,6 @@ class Own:
     gains: Gains = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     """Of this step, by drafter."""
-    paths: list[float] = field(default_factory=list)
     sent: float = HOPED
     """Nodes sent in a step, of late."""
     fruitless: int = 0
@@ -75,15 +66,12 @@ class Paying:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         self.calibration, self.ledger = Calibration(), ledger or Ledger()
-        self.worth = Worth()
+        self.worth, self._sending = Worth(), Sending(self.ledger)
         self._sleep = NEVER
         """The engine's step up to which nobody who bid in this one has anything to bid for."""
         self._looks, self._heed, self._rows = Looks(), HEED, 0
         self._formed_lost = False
         """Whether the trial that was lost last had texts of a form in it."""
-        self._reckoned: tuple[PassPrice | None, int, int, int] = None, 0, 0, 0
-        self._costs: list[tuple[int, float]] = []
-        """Numbers of drafted rows and the milliseconds of their pass, and for which load and steps they stand."""
         self._pricey = 0.0
         """Milliseconds from which a drafter is worth thinking about, as of the last step."""
         self.services: Services | None = None
@@ -159,16 +147,14 @@ class Paying:
         nodes: list[tuple[float, int, int]] = []
         for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
             own = self._own(found.request)
-            own.paths = self._paths(found, own)
-            mine = sorted((-chance, number, node) for node, chance in enumerate(own.paths))
+            mine = sorted((-chance, number, node) for node, chance in enumerate(self._paths(found, own)))
             nodes += mine[:limit]
         count = 0
         if nodes:
             if len(drafted) > 1:
                 nodes.sort()
             price, load = self._price(drafted[0].request.model)
-            count = self._best([-chance for chance, _, _ in nodes], price, load)
-            count = self._within_pace(nodes, count, len(drafted), price, load)
+            count = self._sending.count(nodes, len(drafted), self.services.steps, price, load, self._spent(drafted))
         sent: list[list[int]] = [[] for _ in drafted]
         for _, number, node in nodes[:count]:
             sent[number].append(node)
@@ -338,43 +324,10 @@ class Paying:
             return next(iter(found.paths.values()))
         return self.calibration.paths(own.counts, found.tree)
 
-    def _best(self, chances: Sequence[float], price: PassPrice, load: Load) -> int:
-        """Return how many of the nodes, best first, give the most tokens per millisecond."""
-        best, count = load.requests / self.ledger.plain_ms(price, load), 0
-        fixed, by_token = self.ledger.drafted_line(load)
-        tokens = list(accumulate(chances, initial=float(load.requests)))
-        for rows, ms in self._costs_of(price, load, len(chances)):
-            rate = tokens[rows] / (ms + fixed + by_token * tokens[rows])
-            if rate > best:
-                best, count = rate, rows
-        return count
-
-    def _costs_of(self, price: PassPrice, load: Load, most: int) -> list[tuple[int, float]]:
-        """Return numbers of drafted rows up to ``most`` with the milliseconds of their pass, reckoned now and then."""
-        assert self.services is not None
-        when = price, load.requests, load.rows, self.services.steps // RECKONED
-        if when != self._reckoned:
-            self._reckoned, self._costs = when, [(rows, load.ms(price, rows)) for rows in ROW_STEPS[1:]]
-        known = self._costs[: bisect_right(ROW_STEPS, most) - 1]
-        return known if known and known[-1][0] == most else [*known, (most, load.ms(price, most))]
-
-    def _within_pace(
-        self, nodes: Sequence[tuple[float, int, int]], count: int, drafting: int, price: PassPrice, load: Load
-    ) -> int:
-        """Lower ``count`` until nobody is held up beyond the bound by what others drafted."""
-        if load.requests == 1:
-            return count
-        plain = self.ledger.plain_ms(price, load)
-        extra = self.ledger.drafted_extra()
-        while count:
-            tokens = [1.0] * drafting
-            for chance, number, _ in nodes[:count]:
-                tokens[number] -= chance
-            slowest = 1.0 if drafting < load.requests else min(tokens)
-            if load.ms(price, count) + extra <= PACE_BOUND * slowest * plain:
-                break
-            count = count * 3 // 4
-        return count
+    def _spent(self, drafted: Sequence[Drafted]) -> float:
+        """Return the milliseconds that the step's drafts take, on average."""
+        cost = self.worth.cost
+        return sum(cost[name].value for found in drafted for name in found.asked if name in cost)
 
 
 def _pairs(drafted: Sequence[Drafted], observations: Sequence[Observation]) -> list[tuple[Drafted, Observation]]:
