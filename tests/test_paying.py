@@ -16,7 +16,7 @@ from stretto.decoding.speculative.calibration import Calibration
 from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.ledger import Ledger
 from stretto.decoding.speculative.paying import LONGEST_UNHEARD, NEVER, Paying
-from stretto.decoding.speculative.sending import PACE_BOUND, ROW_STEPS
+from stretto.decoding.speculative.sending import PACE_BOUND, PROMISED, ROW_STEPS
 from stretto.decoding.speculative.trees import only
 
 
@@ -280,7 +280,7 @@ def test_what_loses_time_after_time_is_tried_more_and_more_rarely():
         game.step()
         if ledger.lost > len(rests):
             rests.append(ledger.resting)
-    assert len(rests) >= 4 and not ledger.won and rests == sorted(rests) and rests[3] > 3 * rests[0]
+    assert len(rests) >= 4 and not ledger.won and rests == sorted(rests) and rests[3] > 1.5 * rests[0]
     assert game.play(8000) > 0.99
 
 
@@ -334,7 +334,7 @@ def tree_of(generator: random.Random, nodes: int) -> DraftTree:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_nodes_sent_give_the_most_tokens_per_millisecond(seed: int):
-    """Against every subset that is a tree, over two requests at once."""
+    """Against every subset that is a tree, over two requests at once; none where that promises next to nothing."""
     generator = random.Random(seed)
     machine = Machine(base=generator.choice([2.0, 10.0]), row=generator.choice([0.3, 1.0, 3.0]), free=2)
     game = Game(machine, {}, requests=2)
@@ -362,7 +362,9 @@ def test_the_nodes_sent_give_the_most_tokens_per_millisecond(seed: int):
     options = [[first, second] for first in trees(drafted[0].tree, 5) for second in trees(drafted[1].tree, 4)]
     best = max(rate(option) for option in options)
     assert not any(map(len, found)) or within(found)
-    if within(max(options, key=rate)):
+    if best < PROMISED * rate([(), ()]):
+        assert not any(map(len, found)), "too little to be sure of"
+    elif within(max(options, key=rate)):
         assert rate(found) == pytest.approx(best)
     assert ROW_STEPS[:10] == tuple(range(10)), "small numbers of rows are all looked at"
 

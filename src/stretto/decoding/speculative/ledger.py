@@ -124,8 +124,13 @@ class Ledger:
         return max(expected + self.plain_overhead.value, LEAST_SHARE * expected)
 
     def drafted_extra(self) -> float:
-        """Return what a step with drafts takes beyond the price of its pass and the time of its drafters."""
-        return self.drafted_overhead.value if self.drafted_overhead.weight else self._unknown()
+        """Return what a step with drafts takes beyond the price of its pass and the time of its drafters.
+
+        That is no less than for a plain one: where it seems to be, the price of many rows is too high for now.
+        """
+        if not self.drafted_overhead.weight:
+            return self._unknown()
+        return max(self.drafted_overhead.value, self.plain_overhead.value)
 
     def drafted_line(self, load: Load) -> tuple[float, float]:
         """Return the same in parts: what the step takes in any case, and what every token that it gains takes.
