@@ -42,12 +42,10 @@ class Client:
         self.read = asyncio.Event()
         self.read.set()
         self.got = ""
-        self.status = 0
 
     async def send(self, message: dict[str, Any]) -> None:
         if not self.read.is_set():
             await self.read.wait()
-        self.status = message.get("status", self.status)
         self.got += message.get("body", b"").decode()
 
     async def receive(self) -> dict[str, Any]:
