@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ IDLE_TOKENS = 48
 """Of each stream, over which its idle pace is taken."""
 GOAL = 1.6
 """The goal for a token that the second run asks for, as a multiple of the idle median."""
+
+TOLD = re.compile(rb'"completion_tokens": ?(\d+)')
+"""How a stream's last event says how many tokens it had."""
+ENDING = 2048
+"""Bytes at a stream's end in which that stands."""
 
 T = TypeVar("T")
 
@@ -54,6 +60,8 @@ class Times:
     """When a stream's events came."""
 
     seen: list[float] = field(default_factory=list)
+    tokens: int | None = None
+    """How many tokens the server says it sent; None where it was not asked or had not got so far."""
 
     def gaps(self, since: float, until: float) -> list[float]:
         """Return the seconds before each event of that time."""
@@ -70,8 +78,9 @@ class Reader(asyncio.Protocol):
         body = json.dumps({"model": server.model, "messages": messages, "stream": True, **params}).encode()
         head = f"POST {place.path}/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
         head += f"Content-Type: application/json\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.server, self._request, self._seen = server, head.encode() + body, times.seen
+        self.server, self._request, self._times = server, head.encode() + body, times
         self._head: bytes | None = b""
+        self._ending = b""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,10 +98,13 @@ class Reader(asyncio.Protocol):
                 self.over.set_exception(RuntimeError(f"{self.server.name}: {self._head!r}"))
             self._head = None
         now = time.perf_counter()
-        self._seen += [now] * data.count(b"\n\n")
+        self._times.seen += [now] * data.count(b"\n\n")
+        self._ending = (self._ending + data)[-ENDING:]
 
     def connection_lost(self, error: Exception | None) -> None:
         """The answer is over."""
+        if told := TOLD.findall(self._ending):
+            self._times.tokens = int(told[-1])
         if not self.over.done():
             self.over.set_result(None) if error is None else self.over.set_exception(error)
 
@@ -159,27 +171,40 @@ async def overhead(
     server: Server, checkpoint: Path, prompts: Sequence[list[int]], talks: Sequence[Talk], *, tokens: int, rounds: int,
     threads: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time the same streams over HTTP and from an ``AsyncEngine`` in this process, alternately."""
+    """Time the same streams over HTTP and from an ``AsyncEngine`` in this process, alternately.
+
+    Raises ``RuntimeError`` where one has other than ``tokens`` tokens.
+    """
     room = len(talks) * (len(prompts[0]) + tokens + 64)
     options: dict[str, Any] = {"weights": "int8", "threads": threads, "cache_tokens": room}
     params = {"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
+    asked = server.params(tokens) | {"stream_options": {"include_usage": True}}
     seconds: dict[str, list[float]] = {"server": [], "engine": []}
     used: list[float] = []
     reading: list[float] = []
     async with AsyncEngine(str(checkpoint), process=True, **options) as engine:
 
-        async def pull(prompt: list[int]) -> None:
-            async for _ in engine.submit(prompt, params, method="plain"):
-                pass
+        async def pull(prompt: list[int]) -> int | None:
+            made = 0
+            async for piece in engine.submit(prompt, params, method="plain"):
+                made += len(piece.token_ids)
+            return made
+
+        async def read(talk: Talk) -> int | None:
+            times = Times()
+            await follow(server, talk, asked, times)
+            return times.tokens
 
         async def way(name: str) -> None:
             began, before, mine = time.perf_counter(), server.cpu_seconds(), time.process_time()
             if name == "server":
                 with aside():
-                    await asyncio.gather(*(follow(server, talk, server.params(tokens), Times()) for talk in talks))
+                    found = await asyncio.gather(*map(read, talks))
             else:
-                await asyncio.gather(*map(pull, prompts))
+                found = await asyncio.gather(*map(pull, prompts))
             seconds[name].append(time.perf_counter() - began)
+            if set(found) != {tokens}:
+                raise RuntimeError(f"{name}: answers of {found} tokens, {tokens} were asked for")
             after = server.cpu_seconds()
             if name == "server" and before is not None and after is not None:
                 used.append(after - before)

@@ -55,6 +55,10 @@ class Size:
     """How much is played."""
 
     pairs: int
+    courses: int
+    """Pairs of courses through the texts of a category on (b),"""
+    quick_courses: int
+    """and on (a), where they and many texts at once take a tenth of a second each."""
     records: int
     """Texts of a category on (a) for the pairs, half of them to pick on."""
     small: int
@@ -73,8 +77,32 @@ class Size:
     """Tokens of a text with the drafter that errs."""
 
 
-WHOLE = Size(pairs=9, records=12, small=36, raced=6, tokens=128, large=96, crowd=40, beside=3, synthetic=192)
-QUICK = Size(pairs=3, records=4, small=4, raced=2, tokens=48, large=48, crowd=12, beside=1, synthetic=96)
+WHOLE = Size(
+    pairs=9,
+    courses=18,
+    quick_courses=36,
+    records=12,
+    small=36,
+    raced=6,
+    tokens=128,
+    large=96,
+    crowd=40,
+    beside=3,
+    synthetic=192,
+)
+QUICK = Size(
+    pairs=3,
+    courses=3,
+    quick_courses=3,
+    records=4,
+    small=4,
+    raced=2,
+    tokens=48,
+    large=48,
+    crowd=12,
+    beside=1,
+    synthetic=96,
+)
 
 
 class Bench:
@@ -89,7 +117,7 @@ class Bench:
         size = self.size
         self.records = {name: self.texts.sampled(name, size.small, size.tokens) for name in asked.categories}
         crowds = asked.crowds if "crowd" in asked.only else ()
-        self.crowds = {many: self.texts.crowd(many, size.pairs + 1, size.crowd) for many in crowds}
+        self.crowds = {many: self.texts.crowd(many, size.quick_courses + 1, size.crowd) for many in crowds}
         self.long = self.texts.sampled("stories", size.pairs, size.synthetic) if "synthetic" in asked.only else []
         beside = {name: size.beside for name in asked.categories}
         greedy = "greedy" in asked.only
@@ -115,12 +143,16 @@ class Bench:
     def course_b(self) -> Course:
         """Return the large target, with everything that it is to say."""
         everything = [record for group in (self.records, self.greedy) for each in group.values() for record in each]
-        everything += [record for rounds in self.crowds.values() for each in rounds for record in each] + self.long
+        everything += [record for rounds in self._few_crowds() for each in rounds for record in each] + self.long
         large = replayed("b", self._load(self._large(), draft=True, weights="int8"), everything)
         self.targets.append(large)
         return Course(
             large, {name: self._shorter(name, found[: self.size.records]) for name, found in self.records.items()}
         )
+
+    def _few_crowds(self) -> list[list[list[Record]]]:
+        """Return the rounds of many texts that are played on the large target."""
+        return [rounds[: self.size.pairs + 1] for rounds in self.crowds.values()]
 
     def _shorter(self, category: str, records: Sequence[Record]) -> list[Record]:
         """Return the beginnings that are played on the large target."""
@@ -151,7 +183,7 @@ class Bench:
             methods = exact_methods(own.target)
             for name, course in small.items():
                 raced = Course(course.target, {name: course.records[name][: size.records]})
-                yield "pairs", measure_pairs(raced, name, methods, size.pairs)
+                yield "pairs", measure_pairs(raced, name, methods, size.quick_courses)
         if "alone" in only:
             for name, course in small.items():
                 yield "alone", measure_alone(course, name, size.small, None)
@@ -177,8 +209,8 @@ class Bench:
             methods = exact_methods(target)
             raced = Course(target, {name: found[: size.raced] for name, found in course.records.items()})
             for name in raced.records:
-                yield "pairs", measure_pairs(raced, name, methods, size.pairs)
-        for rounds in self.crowds.values():
+                yield "pairs", measure_pairs(raced, name, methods, size.courses)
+        for rounds in self._few_crowds():
             yield "crowd", measure_crowd(target, rounds)
         for row in measure_synthetic(target, self.long, size.pairs, peer) if self.long else ():
             yield "synthetic", row

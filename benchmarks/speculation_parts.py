@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from peers import Loaded
-from speculation_play import Played, Target, alternate
+from speculation_play import Played, Target, alternate, take_turns
 from speculation_synthetic import RATES, measure_rate, step_overhead
 from speculation_texts import head
 
@@ -62,14 +62,7 @@ def measure_pairs(course: Course, category: str, methods: Sequence[str], pairs: 
     best = pick(target, records[::2], methods)
     raced = records[1::2] or records
 
-    def cold(method: str) -> Callable[[int], float]:
-        def run(number: int) -> float:
-            target.fresh(method)
-            return target.play(raced, method).pace
-
-        return run
-
-    ratios = alternate(pairs, cold(AUTO), cold(best))
+    ratios = take_turns(pairs, target, (AUTO, best), raced)
     return {"target": target.name, "category": category, "best single": best, **ratios.cells("auto over it")}
 
 
@@ -85,14 +78,14 @@ def measure_alone(course: Course, category: str, pairs: int, peer: Loaded | None
 
     def drafted(number: int) -> float:
         record = records[number]
-        _cold_prefixes(target)
+        target.forget()
         played.append(target.play([record], AUTO))
         if peer is not None:
             theirs.append(peer.rows(1, len(record.asked.ids) + len(record.tokens) // 2, 8) / played[-1].pace)
         return played[-1].pace
 
     def plain(number: int) -> float:
-        _cold_prefixes(target)
+        target.forget()
         return target.play([records[number]], PLAIN).pace
 
     ratios = alternate(min(pairs, len(records)), drafted, plain)
@@ -102,11 +95,6 @@ def measure_alone(course: Course, category: str, pairs: int, peer: Loaded | None
         "tokens a step": tokens / max(1, steps), "ms a token": 1e3 * median(each.pace for each in played),
         "over llama.cpp": median(theirs) if theirs else None,
     }  # fmt: skip
-
-
-def _cold_prefixes(target: Target) -> None:
-    for cache in target.llm.engine.caches.values():
-        cache.forget()
 
 
 def measure_crowd(target: Target, rounds: Sequence[Sequence[Record]]) -> Row:

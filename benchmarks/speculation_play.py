@@ -53,6 +53,11 @@ class Target:
             if not (prefixes and name == "target"):
                 cache.forget()
 
+    def forget(self) -> None:
+        """Forget all cached prefixes."""
+        for cache in self.llm.engine.caches.values():
+            cache.forget()
+
     def play(self, records: Sequence[Record], method: str, *, together: bool = False) -> Played:
         """Say the texts by a method, one after the other or all at once, and hold them against the records."""
         played = Played(0, 0.0, 0.0, 0)
@@ -101,6 +106,29 @@ class Ratios:
     def median(self) -> float:
         """The median."""
         return Spread.of(self.values).median
+
+
+def take_turns(pairs: int, target: Target, methods: tuple[str, str], records: Sequence[Record]) -> Ratios:
+    """Return the pace of the second of two methods over the first's, of ``pairs`` courses through the texts.
+
+    Both begin each course anew, and take turns text by text, so that a machine that changes its speed does so for both.
+    """
+    found = Ratios()
+    for number in range(pairs):
+        played: dict[str, list[Played]] = {method: [] for method in methods}
+        for method in methods:
+            target.fresh(method)
+        for place, record in enumerate(records):
+            for method in methods if (number + place) % 2 == 0 else methods[::-1]:
+                target.forget()
+                played[method].append(target.play([record], method))
+        first, second = (_pace(played[method]) for method in methods)
+        found.values.append(second / first)
+    return found
+
+
+def _pace(played: Sequence[Played]) -> float:
+    return sum(each.decoding for each in played) / max(1, sum(each.tokens for each in played))
 
 
 def alternate(pairs: int, first: Callable[[int], float], second: Callable[[int], float]) -> Ratios:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from drafters import GarbageDrafter
+from games import Game, Machine
 from helpers import request
 from small import small
-from test_paying import Game, Machine
 
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative import method as speculative

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -50,8 +50,8 @@ class Stats:
     """Wall time of its steps behind the prompt, as far as an allocator booked them."""
     plain_ms: float = 0.0
     """What plain decoding would have taken for the tokens of those steps, by the allocator's ledger."""
-    why: str = ""
-    """Why it was drafted for as it was, in a few words."""
+    reason: Callable[[], str] = str
+    """Says why it was drafted for as it was, in a few words; asked when somebody wants to know."""
     preemptions: int = 0
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None
@@ -63,7 +63,7 @@ class Stats:
         total = None if self.finished is None else (self.finished - self.arrived) * 1e3
         counts = ("rows", "prompt_rows", "cached", "steps", "catch_up", "drafted", "accepted", "preemptions")
         times = ("decoding_ms", "plain_ms")
-        lists = {"drafts": self.drafts, "origins": self.origins, "why": self.why}
+        lists = {"drafts": self.drafts, "origins": self.origins, "why": self.reason()}
         return {
             **{name: getattr(self, name) for name in (*counts, *times)},
             **lists,

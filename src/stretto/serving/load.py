@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,13 +111,25 @@ async def ask(client: httpx.AsyncClient, load: Load, messages: Sequence[dict[str
             if response.status_code != 200:
                 taken.error = f"status {response.status_code}: {(await response.aread()).decode(errors='replace'):.200}"
                 return taken, ""
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
+            async for line in _lines(response):
+                if line.startswith(b"data: {"):
                     _read(json.loads(line[6:]), taken, parts, (time.perf_counter() - began) * 1e3)
     except httpx.HTTPError as error:
         taken.error = f"{type(error).__name__}: {error}"
+    except ValueError as error:
+        taken.error = f"an event that is no JSON: {error}"
     taken.total = taken.total or (time.perf_counter() - began) * 1e3
     return taken, "".join(parts)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream of events. Only a newline ends one: ``aiter_lines`` ends them within texts too."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _read(piece: dict[str, Any], taken: Taken, parts: list[str], now: float) -> None:

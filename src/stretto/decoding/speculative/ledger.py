@@ -193,7 +193,9 @@ class Ledger:
         last, self._last = self._last, (step, now)
         if last is None or last[0] != step - steps or not alike or load.rows > load.requests:
             return 0.0
+        overhead = self.plain_overhead
         counts = self._learn_plain((now - last[1]) * 1e3 / steps, price, load)
+        overhead.weight = max(overhead.weight, min(overhead.weight + steps - 1, FEW_PLAIN))
         self._keep_pace(counts, load.requests)
         return counts
 

@@ -181,12 +181,12 @@ class Speculative:
     def preempted(self, request: Request) -> None:
         """Let every drafter know that its rows are gone."""
         met: set[str] = request.memory.get(self._met, set())
-        self._guard(lambda drafter: drafter.rewind(request) if drafter.name in met else None)
+        self._guard(lambda drafter: drafter.rewind(request), [each for each in self.drafters if each.name in met])
 
     def end(self, request: Request) -> None:
         """Let every drafter that met the request forget it."""
-        met: set[str] = request.memory.get(self._met, set())
-        self._guard(lambda drafter: drafter.end(request) if drafter.name in met else None)
+        if met := request.memory.get(self._met):
+            self._guard(lambda drafter: drafter.end(request), [each for each in self.drafters if each.name in met])
         self.allocator.end(request)
 
     def stores(self) -> dict[str, Mapping[str, int]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration, Counts
-from stretto.decoding.speculative.ledger import Ledger
+from stretto.decoding.speculative.ledger import UNKNOWN_OVERHEAD, Ledger
 from stretto.decoding.speculative.looking import Echo, Looks
 from stretto.decoding.speculative.sending import Sending
 from stretto.decoding.speculative.worth import FORMED, FREE, Gains, Place, Worth
@@ -32,9 +33,16 @@ FRUITLESS = 4
 HOPED, FORGOTTEN, FEW = 8.0, 0.2, 3.5
 """or as many more until fewer than ``FEW`` nodes a step are left of what was sent of late, of which each step forgets
 that share: the first number for a request that nobody has drafted for yet, or that repeats itself."""
+FEW_WHERE_DEAR = 7.0
+"""The same where a draft takes longer than the pass: there the first look in vain is the last."""
+OFF = 16
+"""Steps for which a drafter that nobody has a use for is not thought about."""
+HOPELESS = 256
+"""Steps for which a text of which nothing is known stays without a look, where hope alone is not worth one."""
 HEED, LONGEST_UNHEARD = 8, 64
-"""Steps of rest behind which one hears whether a text repeats itself; each time that it does not, twice as many are let
-pass, up to the second number. A text that goes without a look while others have one is heard behind the first number.
+"""Steps of rest behind which one hears whether a text repeats itself; each time that it does not, four times as
+many are let pass, up to the second number. A text that goes without a look while others have one is heard behind the
+first number.
 """
 NEVER = 1 << 62
 """A step that does not come."""
@@ -59,6 +67,8 @@ class Own:
     away: int = 0
     """The engine's step up to which it goes without a look."""
     echo: Echo = field(default_factory=Echo)
+    echoed: bool = False
+    """Whether it has been heard to repeat itself."""
 
 
 class Paying:
@@ -72,6 +82,10 @@ class Paying:
         self._looks, self._heed, self._rows = Looks(), HEED, 0
         self._formed_lost = False
         """Whether the trial that was lost last had texts of a form in it."""
+        self._dear = False
+        """Whether drafts for a step's requests are thought to take longer than its pass, as of the last step."""
+        self._off: dict[str, int] = {}
+        """By drafter that nobody has a use for, the engine's step up to which nobody is asked again."""
         self._pricey = 0.0
         """Milliseconds from which a drafter is worth thinking about, as of the last step."""
         self.services: Services | None = None
@@ -83,13 +97,16 @@ class Paying:
 
     def bid(self, request: Request, most: int) -> int:
         """Bid for somewhat more rows than were sent of late, or for none."""
-        if self.ledger.wants_plain(*self._price(request.model)):
-            return 0
         assert self.services is not None
-        own, length, worth = self._own(request), len(request.tokens), self.worth
-        if own.away > self.services.steps and not (self.services.steps % HEED == 0 and self._echoes(request, own)):
+        own, step, worth, ledger = self._own(request), self.services.steps, self.worth, self.ledger
+        if own.away > step and not (step % HEED == 0 and self._echoes(request, own)):
             until = own.away
-        elif worth.known and not any(worth.runs((name, own.like), own.gains, length) for name in worth.known):
+        elif not (own.places or own.echoed or own.like == FORMED or self._hopes()):
+            until = step + HOPELESS
+        elif ledger.wants_plain(*self._price(request.model)):
+            self._sleep = 0
+            return 0
+        elif worth.known and not any(worth.runs((n, own.like), own.gains, len(request.tokens)) for n in worth.known):
             until = worth.next_trial()
         else:
             until = 0
@@ -118,7 +135,7 @@ class Paying:
                 self._book_rest(request, own, wall)
             if ledger.asleep and self._echoes(request, own):
                 ledger.wake()
-        self._heed = min(LONGEST_UNHEARD, 2 * self._heed)
+        self._heed = min(LONGEST_UNHEARD, 4 * self._heed)
 
     def meets(self, request: Request) -> None:
         """A new request may be one for which drafters pay: look at it, where what is known of its like promises it."""
@@ -126,19 +143,24 @@ class Paying:
         ledger, self._heed, formed = self.ledger, HEED, self._own(request).like == FORMED
         if formed and not self._formed_lost:
             ledger.wake(lost=True)
-        elif self._affords_look(request.model) and (formed or self._promises()):
+        elif (formed or self._hopes()) and self._affords_look(request.model) and (formed or self._promises()):
             ledger.wake()
         ledger.begin(self.services.steps)
 
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
+        assert self.services is not None
+        if self._off.get(drafter, 0) > self.services.steps:
+            return [0] * len(drafted)
         cost, rooms = self.worth.cost.get(drafter), []
-        dear = cost is not None and cost.value >= self._pricey
+        pricey = cost is not None and cost.value >= self._pricey
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
-            like = own.like + self._found(found, own) if dear and found.by_drafter else own.like
+            like = own.like + self._found(found, own) if pricey and found.by_drafter else own.like
             place = own.places[drafter] = drafter, like
             rooms.append(room if self.worth.runs(place, own.gains, len(found.request.tokens)) else 0)
+        if not any(rooms):
+            self._off[drafter] = min(self.worth.due(drafter), self.services.steps + OFF)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
@@ -164,7 +186,7 @@ class Paying:
             own.sent += FORGOTTEN * (len(each) - own.sent)
             own.away = 0
             own.fruitless = 0 if each else own.fruitless + 1
-            if own.fruitless >= FRUITLESS and own.sent < FEW:
+            if own.fruitless and self._tires(own):
                 price, load = self._price(found.request.model)
                 own.away = self.services.steps + self._looks.away(self.ledger.plain_ms(price, load), load.requests)
         return sent
@@ -184,7 +206,7 @@ class Paying:
         lost = self.ledger.lost
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
         plain = self.ledger.plain_ms(price, load) if booked is None else booked[1]
-        self._pricey = PRICEY * plain
+        self._pricey, self._dear = PRICEY * plain, load.ms(price) < UNKNOWN_OVERHEAD * load.requests
         if self.ledger.lost > lost:
             self._formed_lost = any(self._own(seen.request).like == FORMED for seen in observations)
         for seen in observations:
@@ -252,13 +274,13 @@ class Paying:
         own = self._own(request)
         if len(request.tokens) > own.booked:
             self._book_rest(request, own, self.ledger.plain_ms(*self._price(request.model)))
-        request.stats.why = self.why(request)
+        request.stats.reason = partial(self.why, own)
 
-    def why(self, request: Request) -> str:
+    def why(self, own: Own) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
         if self.ledger.resting and not self.ledger.asleep:
             return f"plain: drafting did not pay of late ({self.ledger.lost} trials lost), tried again later"
-        own, words = self._own(request), []
+        words = []
         for name, cost in self.worth.cost.items():
             place = name, own.like
             state = "on" if self.worth.pays(place, own.gains) else "off"
@@ -284,7 +306,18 @@ class Paying:
         if own is None:
             like = FREE if request.params.mask is None else FORMED
             own = request.memory["paying"] = Own(like, len(request.tokens))
+            self._off.clear()
         return own
+
+    def _tires(self, own: Own) -> bool:
+        """Whether looks in vain at a request have been so many that it is to be looked at more rarely."""
+        if own.like == FREE and self._dear:
+            return own.sent < FEW_WHERE_DEAR
+        return own.fruitless >= FRUITLESS and own.sent < FEW
+
+    def _hopes(self) -> bool:
+        """Whether a free text of which nothing is known is worth a look: where that is dear, while others paid."""
+        return not self._dear or self._looks.in_credit
 
     def _promises(self) -> bool:
         """Whether what drafters bring to free texts is worth a look, as far as is known."""
@@ -296,7 +329,7 @@ class Paying:
         """Whether a request is worth a look because its text repeats itself."""
         if not (own.echo.heard(request.tokens) and self._affords_look(request.model, repeats=True)):
             return False
-        own.away, own.fruitless, own.sent = 0, 0, max(own.sent, HOPED)
+        own.echoed, own.away, own.fruitless, own.sent = True, 0, 0, max(own.sent, HOPED)
         return True
 
     def _affords_look(self, model: str, repeats: bool = False) -> bool:

@@ -59,6 +59,10 @@ class Worth:
         """Return the step at which the first of the known drafters is due."""
         return min(self._due.values())
 
+    def due(self, name: str) -> int:
+        """Return the step at which a known drafter is due."""
+        return self._due[name]
+
     def quick(self, name: str) -> bool:
         """Whether a drafter paid for somebody when it last ran, or has not run yet."""
         return self._wait.get(name, 1) == 1
