@@ -11,6 +11,7 @@ from games import Game, Machine
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.allocator import Drafted
 from stretto.decoding.speculative.calibration import Calibration
+from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.ledger import Ledger
 from stretto.decoding.speculative.paying import LONGEST_UNHEARD
 from stretto.decoding.speculative.sending import PACE_BOUND, PROMISED, ROW_STEPS
@@ -265,3 +266,16 @@ def test_nobody_is_held_up_beyond_the_bound_for_the_drafts_of_others():
     assert game.machine.ms(2 + len(sent[0])) <= PACE_BOUND * game.machine.ms(2)
     alone = Game(Machine(base=10.0, row=2.0, free=2), {}, requests=1)
     assert len(alone.paying.select([Drafted(alone.asked[0], tree=sure)], [16])[0]) > len(sent[0])
+
+
+def test_little_is_hoped_of_a_drafter_behind_one_that_has_found_much():
+    """It is left out there for a while, and asked in the very next step in which the other finds nothing."""
+    game = Game(Machine(base=2.0, row=0.01), {"copy": (0.98, 0.05), "second": (0.0, 0.4)}, length=12)
+    game.play(10)
+    paying, (request,) = game.paying, game.asked
+    paying.worth._gains.clear()
+    paying._own(request).gains.clear()
+    much, nothing = Drafted(request), Drafted(request)
+    much.by_drafter["copy"] = Draft(DraftTree.run([0] * 12, 0.98, "copy"))
+    asked = [paying.rooms("second", [found], [8]) for found in (much, nothing, much, nothing)]
+    assert asked == [[0], [8], [0], [8]]

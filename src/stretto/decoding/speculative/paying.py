@@ -36,7 +36,7 @@ that share: the first number for a request that nobody has drafted for yet, or t
 FEW_WHERE_DEAR = 7.0
 """The same where a draft takes longer than the pass: there the first look in vain is the last."""
 OFF = 16
-"""Steps for which a drafter that nobody has a use for is not thought about."""
+"""Steps for which a drafter that does not pay for a text is not thought about."""
 HOPELESS = 256
 """Steps for which a text of which nothing is known stays without a look, where hope alone is not worth one."""
 HEED, LONGEST_UNHEARD = 8, 64
@@ -60,6 +60,8 @@ class Own:
     gains: Gains = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     """Of this step, by drafter."""
+    off: dict[Place, int] = field(default_factory=dict)
+    """The engine's steps up to which drafters are not thought about again."""
     sent: float = HOPED
     """Nodes sent in a step, of late."""
     fruitless: int = 0
@@ -84,8 +86,6 @@ class Paying:
         """Whether the trial that was lost last had texts of a form in it."""
         self._dear = False
         """Whether drafts for a step's requests are thought to take longer than its pass, as of the last step."""
-        self._off: dict[str, int] = {}
-        """By drafter that nobody has a use for, the engine's step up to which nobody is asked again."""
         self._pricey = 0.0
         """Milliseconds from which a drafter is worth thinking about, as of the last step."""
         self.services: Services | None = None
@@ -150,17 +150,17 @@ class Paying:
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
         assert self.services is not None
-        if self._off.get(drafter, 0) > self.services.steps:
-            return [0] * len(drafted)
-        cost, rooms = self.worth.cost.get(drafter), []
-        pricey = cost is not None and cost.value >= self._pricey
+        worth, step, rooms = self.worth, self.services.steps, []
+        pricey = worth.ms(drafter) >= self._pricey
         for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
             like = own.like + self._found(found, own) if pricey and found.by_drafter else own.like
             place = own.places[drafter] = drafter, like
-            rooms.append(room if self.worth.runs(place, own.gains, len(found.request.tokens)) else 0)
-        if not any(rooms):
-            self._off[drafter] = min(self.worth.due(drafter), self.services.steps + OFF)
+            if own.off.get(place, 0) > step:
+                room = 0
+            elif not worth.runs(place, own.gains, len(found.request.tokens)):
+                own.off[place], room = min(worth.due(drafter), step + OFF), 0
+            rooms.append(room)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:
@@ -306,7 +306,6 @@ class Paying:
         if own is None:
             like = FREE if request.params.mask is None else FORMED
             own = request.memory["paying"] = Own(like, len(request.tokens))
-            self._off.clear()
         return own
 
     def _tires(self, own: Own) -> bool:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 HOPE, HOPE_OF_MODEL = 0.5, 1.5
 """Tokens that a drafter nobody has tried yet is thought to add, without a model of its own and with one."""
+BEHIND = (1.0, 0.4, 0.05)
+"""Shares of that where those before it have found nothing, something, much."""
 ROUND_OVERHEAD = 0.5
 """Milliseconds that a round of a draft model is thought to take beyond its pass before any was seen."""
 FIRST_ROUNDS = 4
@@ -79,8 +81,12 @@ class Worth:
 
     def pays(self, place: Place, mine: Gains) -> bool:
         """Whether what a drafter adds is worth more than its time."""
-        cost = self.cost.get(place[0])
-        return self.tokens(place, mine) * self.token_ms > (self.unseen_ms(place[0]) if cost is None else cost.value)
+        return self.tokens(place, mine) * self.token_ms > self.ms(place[0])
+
+    def ms(self, name: str) -> float:
+        """Return the milliseconds that a call of a drafter takes, as far as is known."""
+        cost = self.cost.get(name)
+        return self.unseen_ms(name) if cost is None else cost.value
 
     def tokens(self, place: Place, mine: Gains) -> float:
         """Return the tokens that a drafter adds to a request: its own mean, leaning on that of all."""
@@ -90,11 +96,11 @@ class Worth:
     def general(self, place: Place) -> float:
         """Return the tokens that a drafter adds on average, what is hoped of one that nobody has tried."""
         known = self._gains.get(place)
-        return self._hope(place[0]) if known is None else known.value
+        return self._hope(place) if known is None else known.value
 
     def learn(self, place: Place, mine: Gains, added: int) -> None:
         """Take in what a call of a drafter added."""
-        self._gains.setdefault(place, Mean(self._hope(place[0]), 1.0)).add(added, 256)
+        self._gains.setdefault(place, Mean(self._hope(place), 1.0)).add(added, 256)
         mine.setdefault(place, Mean()).add(added, 32)
 
     def spend(self, name: str, ms: float, calls: int, step_ms: float) -> None:
@@ -106,7 +112,7 @@ class Worth:
         cost = self.cost.setdefault(name, Mean())
         cost.add(ms / max(1, calls), 32)
         seen = [self.general((name, like)) for like in (FREE, FORMED) if (name, like) in self._gains]
-        pays = max(seen, default=self._hope(name)) * self.token_ms > cost.value
+        pays = max(seen, default=self._hope((name, FREE))) * self.token_ms > cost.value
         self._wait[name] = 1 if pays else min(LONGEST_WAIT, 2 * self._wait.get(name, 1))
         wait = max(PATIENT, cost.value * calls / (TRIAL_SHARE * step_ms)) * self._wait[name]
         self._due[name] = self._services.steps + int(wait)
@@ -132,6 +138,7 @@ class Worth:
             return self.cost[name].value / rounds
         return max(ROUND_OVERHEAD, self.unseen_ms(name) / FIRST_ROUNDS)
 
-    def _hope(self, name: str) -> float:
+    def _hope(self, place: Place) -> float:
         assert self._services is not None
-        return HOPE_OF_MODEL if name in self._services.models else HOPE
+        name, like = place
+        return (HOPE_OF_MODEL if name in self._services.models else HOPE) * BEHIND[like % len(BEHIND)]
