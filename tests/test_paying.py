@@ -270,7 +270,7 @@ def test_nobody_is_held_up_beyond_the_bound_for_the_drafts_of_others():
 
 def test_little_is_hoped_of_a_drafter_behind_one_that_has_found_much():
     """It is left out there for a while, and asked in the very next step in which the other finds nothing."""
-    game = Game(Machine(base=2.0, row=0.01), {"copy": (0.98, 0.05), "second": (0.0, 0.4)}, length=12)
+    game = Game(Machine(base=2.0, row=0.01), {"copy": (0.98, 0.05), "second": (0.0, 0.12)}, length=12)
     game.play(10)
     paying, (request,) = game.paying, game.asked
     paying.worth._gains.clear()
