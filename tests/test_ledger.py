@@ -101,3 +101,14 @@ def test_what_a_drafter_takes_to_listen_is_part_of_what_its_next_draft_takes(mon
         engine.step()
     assert [each.get("listener") for each in booked.spent[:2]] == [None, pytest.approx(11.0)]
     assert all(each["listener"] == pytest.approx(11.0) for each in booked.spent[1:-1])
+
+
+@pytest.mark.parametrize(("base", "row", "now"), [(20.0, 1.0, 0.5), (20.0, 0.4, 0.9), (1.0, 0.4, 0.2)])
+def test_how_steeply_a_pass_rises_is_seen_in_its_steps(base: float, row: float, now: float):
+    """Memory changed its speed since prices were measured. Control: a pass so short that its price is believed."""
+    game = Game(Machine(base=base, row=now, free=1), {"good": (0.8, 0.05)}, length=16)
+    game.services.models["target"].price = price = Machine(base=0.6 * base, row=row, free=1)
+    game.play(400)
+    ledger, load = game.paying.ledger, game.services.load["target"]
+    rise = (ledger.pass_ms(price, load, 8) - ledger.pass_ms(price, load, 0)) / 8
+    assert rise == pytest.approx(now if base > 6 else row, rel=0.25)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from stretto.decoding.speculative.means import Mean, Slope
 
 if TYPE_CHECKING:
     from stretto.core.batch import PassPrice
@@ -31,6 +32,9 @@ LEAST_SHARE = 0.25
 """Share of its price that a step takes at least, whatever prices that were too high have taught."""
 UNKNOWN_OVERHEAD = 0.3
 """Milliseconds that a drafted step is thought to take beyond twice a plain one's overhead before any was seen."""
+DOUBTED, FLATTEST, STEEPEST = 0.05, 0.4, 2.5
+"""How much steeper or flatter than its price a pass may be found to rise with its rows, and the share of a plain pass
+that its price must vary by, over eight steps, to say so."""
 LOSS_SHARE = 0.01
 """Share of the time that lost trials may take: drafting rests behind one until its loss is no more than that.
 
@@ -55,42 +59,6 @@ class GuessedPrice:
         return self.step * (0.97 + 0.03 * rows)
 
 
-@dataclass(slots=True)
-class Mean:
-    """A mean that forgets: each value counts as one in at most ``memory``."""
-
-    value: float = 0.0
-    weight: float = 0.0
-
-    def add(self, value: float, memory: float) -> None:
-        """Take one value in."""
-        self.weight = min(self.weight + 1.0, memory)
-        self.value += (value - self.value) / self.weight
-
-
-@dataclass(slots=True)
-class Slope:
-    """How y rises with x (least squares), of values that are forgotten like those of ``Mean``."""
-
-    x: Mean = field(default_factory=Mean)
-    y: Mean = field(default_factory=Mean)
-    xx: Mean = field(default_factory=Mean)
-    xy: Mean = field(default_factory=Mean)
-
-    def add(self, x: float, y: float, memory: float) -> None:
-        """Take one pair in."""
-        before = x - self.x.value
-        self.x.add(x, memory)
-        self.y.add(y, memory)
-        self.xx.add(before * (x - self.x.value), memory)
-        self.xy.add(before * (y - self.y.value), memory)
-
-    @property
-    def value(self) -> float:
-        """The slope; 0 while nothing speaks for one."""
-        return self.xy.value / self.xx.value if self.xx.value > 0.0 else 0.0
-
-
 class Ledger:
     """Of one allocator. All figures are milliseconds of wall time and tokens of all its requests together."""
 
@@ -99,6 +67,8 @@ class Ledger:
         self._clock = clock
         self.plain_overhead, self.drafted_overhead = Mean(), Mean()
         """Of a step, beyond the price of its pass and the time of its drafters; below 0 where the price is too high."""
+        self._steepness = Slope()
+        """How steps rise with the price of their passes: memory is not always as fast as when prices were measured."""
         self._by_token = Slope()
         """How what a drafted step takes beyond those rises with the tokens that it gains."""
         self.steps = 0
@@ -122,6 +92,14 @@ class Ledger:
         """Return what a step takes in which nobody drafts."""
         expected = load.ms(price)
         return max(expected + self.plain_overhead.value, LEAST_SHARE * expected)
+
+    def pass_ms(self, price: PassPrice, load: Load, drafted: int) -> float:
+        """Return what a pass with so many drafted rows takes beside a plain one of known price, as steps have shown."""
+        plain = load.ms(price)
+        if SMALL * plain < UNKNOWN_OVERHEAD:  # what else a step takes would be taken for the pass
+            return load.ms(price, drafted)
+        steepness = self._steepness.leaning(1.0, 8 * (DOUBTED * plain) ** 2)
+        return plain + min(max(steepness, FLATTEST), STEEPEST) * (load.ms(price, drafted) - plain)
 
     def drafted_extra(self) -> float:
         """Return what a step with drafts takes beyond the price of its pass and the time of its drafters.
@@ -166,11 +144,12 @@ class Ledger:
         if wall is None:
             return None
         if drafted:
-            counts = self._learn_drafted(wall, load.ms(price, drafted) + spent, tokens)
+            counts = self._learn_drafted(wall, self.pass_ms(price, load, drafted) + spent, tokens)
         else:
             counts = self._learn_plain(wall, price, load) if not spent else wall
             # What kept steps from drafting may have been a hiccup: it is forgotten by and by.
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
+        self._steepness.add(load.ms(price, drafted), counts - spent, 64)
         plain = self.plain_ms(price, load)
         if drafted:
             self._try(counts, tokens / max(1, load.requests), plain)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stretto.decoding.speculative.ledger import Mean
+from stretto.decoding.speculative.means import Mean
 
 LOOK_SHARE = 0.0015
 """Share of the time that looks in vain may take."""

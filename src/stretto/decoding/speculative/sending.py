@@ -54,9 +54,12 @@ class Sending:
         """Return numbers of drafted rows up to ``most`` with the milliseconds of their pass, reckoned now and then."""
         when = price, load.requests, load.rows, step // RECKONED
         if when != self._reckoned:
-            self._reckoned, self._costs = when, [(rows, load.ms(price, rows)) for rows in ROW_STEPS[1:]]
+            self._reckoned, self._costs = (
+                when,
+                [(rows, self._ledger.pass_ms(price, load, rows)) for rows in ROW_STEPS[1:]],
+            )
         known = self._costs[: bisect_right(ROW_STEPS, most) - 1]
-        return known if known[-1][0] == most else [*known, (most, load.ms(price, most))]
+        return known if known[-1][0] == most else [*known, (most, self._ledger.pass_ms(price, load, most))]
 
     def _within_pace(self, nodes: Sequence[Node], count: int, drafting: int, price: PassPrice, load: Load) -> int:
         """Lower ``count`` until nobody is held up beyond the bound by what others drafted."""
@@ -66,7 +69,7 @@ class Sending:
             for chance, number, _ in nodes[:count]:
                 tokens[number] -= chance
             slowest = 1.0 if drafting < load.requests else min(tokens)
-            if load.ms(price, count) + extra <= PACE_BOUND * slowest * plain:
+            if self._ledger.pass_ms(price, load, count) + extra <= PACE_BOUND * slowest * plain:
                 break
             count = count * 3 // 4
         return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from stretto.decoding.speculative.ledger import Mean
+from stretto.decoding.speculative.means import Mean
 
 if TYPE_CHECKING:
     from stretto.decoding.method import Services
