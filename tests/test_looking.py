@@ -43,7 +43,9 @@ def test_a_text_that_repeats_itself_is_heard(seed: int):
     for _ in range(60):
         start = generator.randrange(len(text))
         piece = text[start : start + generator.randrange(1, 14)]
-        text += piece if generator.random() < 0.6 else [generator.choice([0, 1, 256, 257, 1 << 16]) for _ in piece]
+        text += (
+            piece if generator.random() < 0.6 else [generator.choice([0, 1, 256, 257, 1 << 16, 1 << 21]) for _ in piece]
+        )
         end = text[-REPEATED:]
         found = any(text[place : place + REPEATED] == end for place in range(len(text) - REPEATED))
         assert echo.heard(text) == found

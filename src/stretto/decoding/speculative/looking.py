@@ -6,6 +6,7 @@ booked as a debt, which time pays off, and so does what drafting saves.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from stretto.decoding.speculative.means import Mean
@@ -23,6 +24,8 @@ CREDIT = 8
 """Looks in vain that what drafting saved may pay for ahead."""
 LONGEST_LOOK_AWAY = 2048
 """Steps without a look at most, where steps are so short that a look takes many percent of one."""
+CHARACTERS = sys.maxunicode + 1
+"""There are of them, more than tokens in any vocabulary so far."""
 REPEATED = 8
 """Tokens at the end of a text that stood in it before, which makes a look likelier to find something."""
 
@@ -36,7 +39,8 @@ class Echo:
 
     def heard(self, tokens: Sequence[int]) -> bool:
         """Whether the text so far ends in ``REPEATED`` tokens that stand in it further up, or in its prompt."""
-        self._text = text = self._text + "".join(map(chr, tokens[len(self._text) :]))
+        new = tokens[len(self._text) :]
+        self._text = text = self._text + "".join([chr(token % CHARACTERS) for token in new])
         return len(text) > REPEATED and text.find(text[-REPEATED:], 0, len(text) - 1) >= 0
 
 
