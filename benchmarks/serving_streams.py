@@ -187,7 +187,7 @@ async def overhead(
         async def pull(prompt: list[int]) -> int | None:
             made = 0
             async for piece in engine.submit(prompt, params, method="plain"):
-                made += len(piece.token_ids)
+                made += len(piece.get("token_ids", ()))
             return made
 
         async def read(talk: Talk) -> int | None:
