@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "choose/shaped.hpp"
 #include "machine/instruction_set.hpp"
 #include "machine/kernels.hpp"
 #include "machine/measure.hpp"
@@ -16,7 +17,7 @@ using namespace nb::literals;
 using namespace stretto;
 
 // Raised with every change of a signature below; stretto/kernels/native.py refuses a library of another age.
-constexpr int abi_version = 5;
+constexpr int abi_version = 6;
 
 using Address = std::uintptr_t;
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -58,43 +59,67 @@ void each_of(std::size_t rows, Body&& body) {
     }
 }
 
-std::pair<std::vector<int64_t>, std::vector<float>> choose(Address scores, int64_t stride, int64_t vocabulary,
-                                                           const std::vector<int64_t>& rows,
-                                                           const std::vector<float>& temperatures,
-                                                           const std::vector<uint64_t>& keys) {
-    std::vector<Chosen> chosen(rows.size());
+// (temperature, top-k, top-p, least score)
+using FilterWords = std::tuple<float, int64_t, double, float>;
+
+Filter filter_of(const FilterWords& words) {
+    const auto& [temperature, count, share, least] = words;
+    return {temperature, count, share, least};
+}
+
+// (tokens, scores)
+using ChosenWords = std::pair<std::vector<int64_t>, std::vector<float>>;
+
+ChosenWords words_of(const std::vector<Chosen>& chosen) {
+    ChosenWords words;
+    for (const Chosen& each : chosen) {
+        words.first.push_back(each.token);
+        words.second.push_back(each.value);
+    }
+    return words;
+}
+
+// Calls body(number, row) for each of the rows, narrowed by its filter.
+template <class Body>
+void each_shaped(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
+                 const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys, Body&& body) {
     each_of(rows.size(), [&](int64_t number) {
-        const ChooseRow row{at<const float>(scores) + rows[number] * stride, temperatures[number], keys[number]};
+        thread_local std::vector<float> room;
+        const Filter asked = filter_of(filters[number]);
+        const ChooseRow row{at<const float>(scores) + rows[number] * stride, asked.temperature, keys[number]};
+        body(number, shaped(row, vocabulary, asked, room));
+    });
+}
+
+ChosenWords choose(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
+                   const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys) {
+    std::vector<Chosen> chosen(rows.size());
+    each_shaped(scores, stride, vocabulary, rows, filters, keys, [&](int64_t number, const ChooseRow& row) {
         kernels().choose.choose(row, vocabulary, &chosen[number]);
     });
-    std::pair<std::vector<int64_t>, std::vector<float>> result;
-    for (const Chosen& each : chosen) {
-        result.first.push_back(each.token);
-        result.second.push_back(each.value);
-    }
-    return result;
+    return words_of(chosen);
 }
 
-void filter(Address scores, int64_t stride, int64_t vocabulary, const std::vector<float>& temperatures,
-            const std::vector<int64_t>& counts, const std::vector<double>& shares, const std::vector<float>& least) {
-    each_of(temperatures.size(), [&](int64_t number) {
+void filter(Address scores, int64_t stride, int64_t vocabulary, const std::vector<FilterWords>& filters) {
+    each_of(filters.size(), [&](int64_t number) {
         std::vector<float> room(2 * vocabulary);
-        const Filter asked{temperatures[number], counts[number], shares[number], least[number]};
-        kernels().choose.filter(at<float>(scores) + number * stride, vocabulary, asked, room.data());
+        float* row = at<float>(scores) + number * stride;
+        kernels().choose.filter(row, vocabulary, filter_of(filters[number]), room.data());
     });
 }
 
-std::pair<std::vector<int64_t>, std::vector<float>> top(Address scores, int64_t vocabulary, float temperature,
-                                                        uint64_t key, int64_t count) {
-    std::vector<Chosen> best(count);
-    int64_t found = 0;
-    kernels().choose.top({at<const float>(scores), temperature, key}, vocabulary, count, best.data(), &found);
-    std::pair<std::vector<int64_t>, std::vector<float>> result;
-    for (int64_t place = 0; place < found; place++) {
-        result.first.push_back(best[place].token);
-        result.second.push_back(best[place].value);
-    }
-    return result;
+std::vector<ChosenWords> top(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
+                             const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys,
+                             int64_t count) {
+    std::vector<std::vector<Chosen>> best(rows.size(), std::vector<Chosen>(count));
+    each_shaped(scores, stride, vocabulary, rows, filters, keys, [&](int64_t number, const ChooseRow& row) {
+        int64_t found = 0;
+        kernels().choose.top(row, vocabulary, count, best[number].data(), &found);
+        best[number].resize(found);
+    });
+    std::vector<ChosenWords> words;
+    for (const std::vector<Chosen>& each : best) words.push_back(words_of(each));
+    return words;
 }
 
 void move_rows(Address keys, Address values, int64_t layers, int64_t layer_bytes, bool bf16, int64_t kv_heads,

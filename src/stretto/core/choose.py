@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from stretto.core.constraints import constrained
-from stretto.core.filters import filtered, shaped_scores
+from stretto.core.filters import filtered, filters_of, shaped_scores
 from stretto.core.noise import NoiseKey, Stream, gumbel
-from stretto.core.picking import NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick, ranking
+from stretto.core.picking import GREEDY, NAN_LOGITS, NOTHING_ALLOWED, leaders, log_sum, pick, rankings
 from stretto.core.sampler import SamplerState
 
 
@@ -39,16 +39,18 @@ def choose(
     State i chooses at row `rows[i]` (default: i) of `logits` (float32 [R, V]); `keys` defaults to the states' own.
     """
     rows = range(len(states)) if rows is None else rows
-    heat = [0.0 if state.shaped else state.params.temperature for state in states]
-    bits = [_bits(i, states, keys) if heat[i] else 0 for i in range(len(states))]
-    chosen = pick(logits, rows, heat, bits)
+    filters, shaped = filters_of(logits, states)
+    bits = [_bits(i, states, keys) if filters[i][0] else 0 for i in range(len(states))]
+    first = filters.copy()
+    for i in shaped:
+        first[i] = GREEDY
+    chosen = pick(logits, rows, first, bits)
     # A row whose logits are bad stays bad, whatever the filters would make of them.
-    shaped = [i for i, state in enumerate(states) if state.shaped and chosen[i] >= 0]
+    shaped = [i for i in shaped if chosen[i] >= 0]
     if shaped:
         scores = shaped_scores(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
-        heat = [1.0 if states[i].params.temperature else 0.0 for i in shaped]  # filtered scores are divided already
-        bits = [_bits(i, states, keys) if heat[place] else 0 for place, i in enumerate(shaped)]
-        for i, token in zip(shaped, pick(scores, range(len(shaped)), heat, bits), strict=True):
+        again = pick(scores, range(len(shaped)), [filters[i] for i in shaped], [bits[i] for i in shaped])
+        for i, token in zip(shaped, again, strict=True):
             chosen[i] = token
     return chosen
 
@@ -115,16 +117,14 @@ def contenders(
 ) -> list[tuple[list[int], list[float]]]:
     """Return per state the tokens of `top` and their perturbed scores. The arguments are those of `choose`."""
     rows = range(len(states)) if rows is None else rows
-    heat = [state.params.temperature for state in states]
-    bits = [_bits(i, states, keys) if heat[i] else 0 for i in range(len(states))]
-    scores = {i: logits[rows[i]] for i, state in enumerate(states) if not state.shaped}
-    shaped = [i for i, state in enumerate(states) if state.shaped]
-    if shaped:
-        ready = shaped_scores(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
-        # Filtered scores are divided already.
-        heat = [heat[i] if i in scores else float(heat[i] > 0.0) for i in range(len(states))]
-        scores.update(zip(shaped, ready, strict=True))
-    return [ranking(scores[i], heat[i], bits[i], w) for i in range(len(states))]
+    filters, shaped = filters_of(logits, states)
+    bits = [_bits(i, states, keys) if filters[i][0] else 0 for i in range(len(states))]
+    if not shaped:
+        return rankings(logits, rows, filters, bits, w)
+    scores = {i: logits[rows[i]] for i in range(len(states))}
+    ready = shaped_scores(logits, [states[i] for i in shaped], [rows[i] for i in shaped])
+    scores.update(zip(shaped, ready, strict=True))
+    return [rankings(scores[i][None], (0,), (filters[i],), (bits[i],), w)[0] for i in range(len(states))]
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, float]]:
@@ -134,7 +134,7 @@ def logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[dict[int, 
     """
     result = []
     for row, token in zip(logits, chosen, strict=True):
-        ids = leaders(row, 0.0, 0, top) if top else []
+        ids = leaders(row[None], (0,), top)[0] if top else []
         if token not in ids:
             ids.append(token)
         total = log_sum(row)

@@ -13,8 +13,17 @@ from torch import Tensor
 
 from stretto.core.constraints import constrained
 from stretto.core.params import SamplingParams
-from stretto.core.picking import library_for, ranked, scaled
-from stretto.core.sampler import SamplerState
+from stretto.core.picking import DRAWN, GREEDY, library_for, narrows, ranked, scaled
+from stretto.core.sampler import Filter, SamplerState, narrowing
+
+
+def filters_of(logits: Tensor, states: Sequence[SamplerState]) -> tuple[list[Filter], list[int]]:
+    """Return what narrows each state's scores, and the numbers of the states whose scores have to be shaped before."""
+    filters, by_pick = [state.committed.filter for state in states], narrows(logits)
+    shaped = [i for i, state in enumerate(states) if state.shaped and not (by_pick and state.committed.plain)]
+    for i in shaped:
+        filters[i] = DRAWN if filters[i][0] else GREEDY
+    return filters, shaped
 
 
 def shaped_scores(logits: Tensor, states: Sequence[SamplerState], rows: Sequence[int]) -> Tensor:
@@ -37,10 +46,7 @@ def filtered(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """
     library = library_for(scores)
     if library is not None:
-        counts, shares = [each.top_k for each in params], [each.top_p for each in params]
-        least = [math.log(each.min_p) if each.min_p > 0.0 else -math.inf for each in params]
-        heat = [each.temperature for each in params]
-        library.filter(scores.data_ptr(), scores.stride(0), scores.shape[-1], heat, counts, shares, least)
+        library.filter(scores.data_ptr(), scores.stride(0), scores.shape[-1], list(map(narrowing, params)))
         return scores
     scores = scaled(scores, [each.temperature for each in params])
     for row, each in enumerate(params):

@@ -10,42 +10,64 @@ import torch
 from torch import Tensor
 
 from stretto.core.noise import gumbel
+from stretto.core.sampler import Filter
 from stretto.kernels import native
 
 NAN_LOGITS = -1  # the row's scores hold NaN or +inf
 NOTHING_ALLOWED = -2  # no token may follow
 
+GREEDY: Filter = (0.0, 0, 1.0, -math.inf)
+DRAWN: Filter = (1.0, 0, 1.0, -math.inf)
+"""Of scores that are divided and narrowed already."""
+
 _LOWEST = torch.finfo(torch.float32).min
 
 
-def pick(scores: Tensor, rows: Sequence[int], temperatures: Sequence[float], bits: Sequence[int]) -> list[int]:
+def pick(scores: Tensor, rows: Sequence[int], filters: Sequence[Filter], bits: Sequence[int]) -> list[int]:
     """Return the best token of each of `rows` (ties: the lower id), NAN_LOGITS or NOTHING_ALLOWED for a bad row.
 
     `scores` is float32 [R, V]. Where the temperature is 0 a row is taken as it is; others are shifted to a maximum of
-    0, divided by their temperature, and the Gumbel noise of their 64 `bits` is added.
+    0, divided by their temperature, narrowed, and the Gumbel noise of their 64 `bits` is added. Without the native
+    library they are not narrowed: see `narrows`.
     """
     library = library_for(scores)
     if library is None:
+        temperatures = [temperature for temperature, *_ in filters]
         tokens, values = _pick(scores if rows == range(len(scores)) else scores[list(rows)], temperatures, bits)
     else:
         stride, vocab = scores.stride(0), scores.shape[-1]
-        tokens, values = library.choose(scores.data_ptr(), stride, vocab, list(rows), temperatures, bits)
+        tokens, values = library.choose(scores.data_ptr(), stride, vocab, list(rows), filters, bits)
     if math.isfinite(sum(values)):
         return tokens
     return [token if math.isfinite(value) else _code(value) for token, value in zip(tokens, values, strict=True)]
 
 
-def leaders(scores: Tensor, temperature: float, bits: int, count: int) -> list[int]:
-    """Return the `count` best tokens of one row, float32 [V], best first; fewer where fewer lie above -inf."""
-    return ranking(scores, temperature, bits, count)[0]
+def narrows(scores: Tensor) -> bool:
+    """Whether `pick` applies top-k, top-p and min-p to such rows."""
+    return library_for(scores) is not None
 
 
-def ranking(scores: Tensor, temperature: float, bits: int, count: int) -> tuple[list[int], list[float]]:
-    """Return what `leaders` does, and the values that decide: scores as they are, or scaled and with their noise."""
+def leaders(scores: Tensor, rows: Sequence[int], count: int) -> list[list[int]]:
+    """Return the `count` largest of each of `rows` of `scores`, float32 [R, V]: their ids by value, then lower id."""
+    return [ids for ids, _ in rankings(scores, rows, [GREEDY] * len(rows), [0] * len(rows), count)]
+
+
+def rankings(
+    scores: Tensor, rows: Sequence[int], filters: Sequence[Filter], bits: Sequence[int], count: int
+) -> list[tuple[list[int], list[float]]]:
+    """Return of each of `rows` the `count` best tokens, best first, fewer where fewer lie above -inf.
+
+    And the values that decide: scores as they are, or scaled and with their noise. Arguments are those of `pick`.
+    """
     library = library_for(scores)
-    if library is not None:
-        found = library.top(scores.data_ptr(), len(scores), temperature, bits, min(count, len(scores)))
-        return cast("tuple[list[int], list[float]]", found)
+    if library is None:
+        return [_ranking(scores[row], each[0], key, count) for row, each, key in zip(rows, filters, bits, strict=True)]
+    stride, vocab = scores.stride(0), scores.shape[-1]
+    found = library.top(scores.data_ptr(), stride, vocab, list(rows), filters, bits, min(count, vocab))
+    return cast("list[tuple[list[int], list[float]]]", found)
+
+
+def _ranking(scores: Tensor, temperature: float, bits: int, count: int) -> tuple[list[int], list[float]]:
     if temperature:
         scores = scaled(scores[None], [temperature])[0] + gumbel([bits], len(scores), scores.device)[0]
     ids = ranked(scores, count)

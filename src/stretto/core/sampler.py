@@ -1,5 +1,6 @@
 """The sampler state of one sample of a request: everything `choose` may know about the path before a row."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -7,6 +8,15 @@ from typing import Any
 from stretto.core.masks import TokenMask, advance, build_mask
 from stretto.core.noise import NoiseKey, prompt_hash
 from stretto.core.params import SamplingParams
+
+Filter = tuple[float, int, float, float]
+"""Temperature, top-k, top-p and the least score that min-p keeps, of scores that are shifted and divided."""
+
+
+def narrowing(params: SamplingParams) -> Filter:
+    """Return what the parameters narrow scores to before noise joins them."""
+    least = math.log(params.min_p) if params.min_p > 0.0 else -math.inf
+    return params.temperature, params.top_k, params.top_p, least
 
 
 class Committed:
@@ -35,6 +45,7 @@ class Committed:
         self.penalized = params.repetition_penalty != 1.0 or bool(params.frequency_penalty or params.presence_penalty)
         self.bans = [(ids[:-1], ids[-1]) for ids in params.banned]
         self.plain = not (self.penalized or params.logit_bias or self.bans or mask or params.min_tokens)
+        self.filter = narrowing(params)
         self.filtered = 0 < params.top_k < vocab_size or params.top_p < 1.0 or params.min_p > 0.0
         self.longest_ban = max((len(prefix) for prefix, _ in self.bans), default=0)
 

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """The signatures this Python code calls; ``native/src/module.cpp`` states the ones it offers."""
 
 NOTICE = """\

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stretto.core.chunk import Segment
-from stretto.core.picking import pick
+from stretto.core.picking import GREEDY, pick
 from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.drafter import Draft, Probes
 from stretto.decoding.speculative.drafters.base import ModelFree, chance
@@ -98,7 +98,7 @@ class Lookahead(ModelFree):
         if not windows:
             return
         count = len(newest)
-        chosen = pick(observations[0].output.logits, newest, [0.0] * count, [0] * count)
+        chosen = pick(observations[0].output.logits, newest, [GREEDY] * count, [0] * count)
         for window, token in zip(windows, last, strict=True):
             columns = len(window.levels[-1])
             said, chosen = chosen[:columns], chosen[columns:]

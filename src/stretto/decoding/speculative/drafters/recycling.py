@@ -107,8 +107,10 @@ class TokenRecycling(ModelFree):
         for seen in observations:
             known = self.past.open(seen.request)
             output = seen.output
-            for token, row in _last_rows(output.chunk.tokens, output.chunk.wanted):
-                known.put(token, leaders(output.logits[output.row(row)], 0.0, 0, SUCCESSORS))
+            rows = _last_rows(output.chunk.tokens, output.chunk.wanted)
+            found = leaders(output.logits, [output.row(row) for row in rows.values()], SUCCESSORS)
+            for token, successors in zip(rows, found, strict=True):
+                known.put(token, successors)
         self.past.trim()
 
     def stores(self) -> Mapping[str, Mapping[str, int]]:
@@ -116,6 +118,6 @@ class TokenRecycling(ModelFree):
         return {self.name: self.past.describe("tokens")}
 
 
-def _last_rows(tokens: Sequence[int], rows: Iterable[int]) -> Iterable[tuple[int, int]]:
+def _last_rows(tokens: Sequence[int], rows: Iterable[int]) -> dict[int, int]:
     """Return each token, not embeddings, with the last row that carries it: an earlier one would be overwritten."""
-    return {tokens[row]: row for row in rows if tokens[row] >= 0}.items()
+    return {tokens[row]: row for row in rows if tokens[row] >= 0}

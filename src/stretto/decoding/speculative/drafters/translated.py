@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from stretto.core.chunk import Chunk, Role
-from stretto.core.picking import log_sum, ranking
+from stretto.core.picking import GREEDY, log_sum, rankings
 from stretto.core.request import Request
 from stretto.core.tree import DraftTree
 from stretto.decoding.method import Services, View
@@ -87,10 +87,10 @@ class TranslatedDrafter:
                 writing.view.advance(chunk.index[-1] + 1)
                 writing.reading.lane += chunk.tokens
                 if len(chunk.logits):
-                    row = output.logits[output.row(len(chunk) - 1)]
-                    (token,), (score,) = ranking(row, 0.0, 0, 1)
+                    row = output.row(len(chunk) - 1)
+                    (((token,), (score,)),) = rankings(output.logits, (row,), (GREEDY,), (0,), 1)
                     writing.tokens.append(token)
-                    writing.chances.append(math.exp(min(0.0, score - log_sum(row))))
+                    writing.chances.append(math.exp(min(0.0, score - log_sum(output.logits[row]))))
             ends = self.tokenizer.eos_ids
             going = [each for each in going if 0 < len(each.tokens) < each.length and each.tokens[-1] not in ends]
         for each in begun:
