@@ -57,7 +57,7 @@ class Size:
     pairs: int
     courses: int
     """Pairs of courses through the texts of a category on (b),"""
-    quick_courses: int
+    small_courses: int
     """and on (a), where they and many texts at once take a tenth of a second each."""
     records: int
     """Texts of a category on (a) for the pairs, half of them to pick on."""
@@ -80,7 +80,7 @@ class Size:
 WHOLE = Size(
     pairs=9,
     courses=18,
-    quick_courses=36,
+    small_courses=36,
     records=12,
     small=36,
     raced=6,
@@ -93,7 +93,7 @@ WHOLE = Size(
 QUICK = Size(
     pairs=3,
     courses=3,
-    quick_courses=3,
+    small_courses=3,
     records=4,
     small=4,
     raced=2,
@@ -117,7 +117,7 @@ class Bench:
         size = self.size
         self.records = {name: self.texts.sampled(name, size.small, size.tokens) for name in asked.categories}
         crowds = asked.crowds if "crowd" in asked.only else ()
-        self.crowds = {many: self.texts.crowd(many, size.quick_courses + 1, size.crowd) for many in crowds}
+        self.crowds = {many: self.texts.crowd(many, size.small_courses + 1, size.crowd) for many in crowds}
         self.long = self.texts.sampled("stories", size.pairs, size.synthetic) if "synthetic" in asked.only else []
         beside = {name: size.beside for name in asked.categories}
         greedy = "greedy" in asked.only
@@ -183,7 +183,7 @@ class Bench:
             methods = exact_methods(own.target)
             for name, course in small.items():
                 raced = Course(course.target, {name: course.records[name][: size.records]})
-                yield "pairs", measure_pairs(raced, name, methods, size.quick_courses)
+                yield "pairs", measure_pairs(raced, name, methods, size.small_courses)
         if "alone" in only:
             for name, course in small.items():
                 yield "alone", measure_alone(course, name, size.small, None)

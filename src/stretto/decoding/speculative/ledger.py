@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from stretto.decoding.method import Load
 
 FEW_PLAIN = 4
-"""Plain steps at the start of a life, from which their overhead is learnt,"""
-SMALL = 0.05
-"""where ``UNKNOWN_OVERHEAD`` is more than this share of a pass: beside a long one it does not matter."""
+"""Plain steps at the start of a life, from which their overhead is learnt where passes are short."""
+LONG_PASS = 6.0
+"""Milliseconds of a pass beside which what else a step takes does not matter."""
 HELD_UP = 1.5
 """How many times longer than expected a step counts at most: the rest of it something else took."""
 PLAIN_EVERY = 128
@@ -96,7 +96,7 @@ class Ledger:
     def pass_ms(self, price: PassPrice, load: Load, drafted: int) -> float:
         """Return what a pass with so many drafted rows takes beside a plain one of known price, as steps have shown."""
         plain = load.ms(price)
-        if SMALL * plain < UNKNOWN_OVERHEAD:  # what else a step takes would be taken for the pass
+        if plain < LONG_PASS:  # what else a step takes would be taken for the pass
             return load.ms(price, drafted)
         steepness = self._steepness.leaning(1.0, 8 * (DOUBTED * plain) ** 2)
         return plain + min(max(steepness, FLATTEST), STEEPEST) * (load.ms(price, drafted) - plain)
@@ -128,7 +128,7 @@ class Ledger:
         """Whether the step to come should be a plain one, for comparison."""
         if self.steps % PLAIN_EVERY == 0:
             return True
-        return self.plain_overhead.weight < FEW_PLAIN and SMALL * load.ms(price) < UNKNOWN_OVERHEAD
+        return self.plain_overhead.weight < FEW_PLAIN and load.ms(price) < LONG_PASS
 
     def book(
         self, step: int, price: PassPrice, load: Load, drafted: int, tokens: int, spent: float
@@ -172,9 +172,7 @@ class Ledger:
         last, self._last = self._last, (step, now)
         if last is None or last[0] != step - steps or not alike or load.rows > load.requests:
             return 0.0
-        overhead = self.plain_overhead
-        counts = self._learn_plain((now - last[1]) * 1e3 / steps, price, load)
-        overhead.weight = max(overhead.weight, min(overhead.weight + steps - 1, FEW_PLAIN))
+        counts = self._learn_plain((now - last[1]) * 1e3 / steps, price, load, steps)
         self._keep_pace(counts, load.requests)
         return counts
 
@@ -218,8 +216,8 @@ class Ledger:
             return None
         return (now - last[1]) * 1e3
 
-    def _learn_plain(self, wall: float, price: PassPrice, load: Load) -> float:
-        """Learn what plain steps take beyond their price; return the milliseconds that this one counts as.
+    def _learn_plain(self, wall: float, price: PassPrice, load: Load, steps: int = 1) -> float:
+        """Learn from ``steps`` of ``wall`` ms each what plain ones take beyond their price; return what these count as.
 
         Of the first ones the fastest counts: a life begins slowly.
         """
@@ -233,7 +231,7 @@ class Ledger:
             overhead.add(counts - expected, 64)
         else:
             overhead.value = min(counts - expected, overhead.value) if overhead.weight else counts - expected
-            overhead.weight += 1.0
+            overhead.weight += min(steps, FEW_PLAIN - overhead.weight)
         return counts
 
     def _learn_drafted(self, wall: float, expected: float, tokens: int) -> float:

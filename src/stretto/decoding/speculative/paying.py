@@ -295,7 +295,7 @@ class Paying:
         price, load = self._price(model)
         token = self.ledger.token_ms(price, load)
         row = (self.ledger.pass_ms(price, load, 8) - load.ms(price)) / 8
-        return max(0.01, 0.5 * row / token), self.worth.round_ms(drafter, rounds) / token
+        return max(0.01, row / token), self.worth.round_ms(drafter, rounds) / token
 
     def _price(self, model: str) -> tuple[PassPrice, Load]:
         assert self.services is not None
