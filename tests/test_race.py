@@ -218,8 +218,10 @@ def test_the_advice_waits_for_rounds_enough(rows, told, chosen):
     ],
 )
 def test_a_draft_is_advised_to_those_who_use_it(method, flags):
-    assert _flags(method, "D", "int8") == flags
-    assert _flags(method, None, "auto") == ""
+    assert _flags(method, {"draft": "D", "draft-weights": "auto", "weights": "int8"}) == flags
+    assert _flags(method, {"draft": None, "draft-weights": "int8", "weights": "auto"}) == ""
+    told = _flags("auto", {"draft": "D", "draft-weights": "bf16", "weights": "auto"})
+    assert told == "--draft D --draft-weights bf16"
 
 
 def test_a_plain_run_without_a_token_leaves_its_error_in_the_table(llm, recipes, monkeypatch):

@@ -201,6 +201,9 @@ def test_an_answer_says_how_it_was_made(ask: openai.OpenAI, llm: LLM):
     assert (made["method"], made["fidelity"], made["seed"]) == ("auto", "exact", 5)
     assert made["acceptance_length"] >= 1 and made["accepted"] <= made["drafted"]
     assert all(made[name] >= 0 for name in ("queue_ms", "prefill_ms", "decode_ms"))
+    long = ask.completions.create(prompt="word " * 1200, extra_body={"method": "plain"}, **ASKED)
+    sliced = long.model_dump()["stretto"]
+    assert sliced["acceptance_length"] == 1 and sliced["steps"] > ASKED["max_tokens"]
     *_, last = ask.completions.create(prompt="Once", stream=True, **ASKED)
     assert last.model_dump()["stretto"].keys() == made.keys()
     unseeded = ask.completions.create(prompt="Once", model=MODEL, max_tokens=8).model_dump()

@@ -181,6 +181,7 @@ def run(
     draft: str | None,
     method: str,
     weights: str,
+    draft_weights: str,
     threads: int | None,
     device: str,
     params: dict[str, Any],
@@ -190,7 +191,14 @@ def run(
     """Talk until the input ends. Through a pipe every line is a message, and only the answers are written."""
     checked(params, method, device)
     llm = LLM(
-        model, draft=draft, method=method, weights=weights, threads=threads, device=device, progress=EverySecond()
+        model,
+        draft=draft,
+        draft_weights=draft_weights,
+        method=method,
+        weights=weights,
+        threads=threads,
+        device=device,
+        progress=EverySecond(),
     )
     llm.encode_chat([{"role": "user", "content": "Hello"}])  # a model that cannot talk says so now
     demonstration(model)

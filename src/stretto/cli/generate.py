@@ -26,6 +26,7 @@ def run(
     draft: str | None,
     method: str,
     weights: str,
+    draft_weights: str,
     threads: int | None,
     device: str,
     params: dict[str, Any],
@@ -38,7 +39,14 @@ def run(
     """
     sampling = checked(params, method, device)
     llm = LLM(
-        model, draft=draft, method=method, weights=weights, threads=threads, device=device, progress=EverySecond()
+        model,
+        draft=draft,
+        draft_weights=draft_weights,
+        method=method,
+        weights=weights,
+        threads=threads,
+        device=device,
+        progress=EverySecond(),
     )
     demonstration(model)
     if file is not None and out is not None:
@@ -109,10 +117,10 @@ def kept(llm: LLM) -> str:
 
 def drafting(done: Completion) -> str:
     """Return one line: method, speed-up over plain decoding by the ledger, acceptance, and why."""
-    stats, tokens = done.stats, len(done.token_ids)
-    booked, steps = stats["decoding_ms"], max(1, stats["steps"])
+    stats = done.stats
+    booked, pace = stats["decoding_ms"], stats["written"] / max(1, stats["writing"])
     gain = f"{stats['plain_ms'] / booked:.2f} times plain" if booked else "not measured against plain"
-    accepted = f"{stats['accepted']} of {stats['drafted']} drafted tokens accepted, {tokens / steps:.2f} tokens a step"
+    accepted = f"{stats['accepted']} of {stats['drafted']} drafted tokens accepted, {pace:.2f} tokens a step"
     return (
         f"{done.method}: {gain} · {accepted if stats['drafted'] else 'nothing drafted'} · {stats['why'] or 'as asked'}"
     )

@@ -30,6 +30,9 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, 
 DraftOption = Annotated[
     str | None, typer.Option(help="A smaller model that drafts: embedded name, checkpoint folder or hub id.")
 ]
+DraftWeightsOption = Annotated[
+    str, typer.Option(help="Weights format of the draft, on which no text depends: auto is int8 on native kernels.")
+]
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")
 ]
@@ -50,6 +53,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Speed, seed and cache use on standard error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
     weights: WeightsOption = "auto",
+    draft_weights: DraftWeightsOption = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
     file: Annotated[
@@ -84,6 +88,7 @@ def generate(
         draft=draft,
         method=method,
         weights=weights,
+        draft_weights=draft_weights,
         threads=threads,
         device=device,
         params=params,
@@ -104,6 +109,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="What each answer took, on standard error.")] = False,
     weights: WeightsOption = "auto",
+    draft_weights: DraftWeightsOption = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -116,6 +122,7 @@ def chat(
         draft=draft,
         method=method,
         weights=weights,
+        draft_weights=draft_weights,
         threads=threads,
         device=device,
         params=params,
@@ -181,6 +188,7 @@ def race(
     limit: Annotated[int | None, typer.Option(help="Only so many prompts, evenly over the files.", min=1)] = None,
     draft: Annotated[str | None, typer.Option(help="A draft model: embedded name, folder or hub id.")] = None,
     weights: WeightsOption = "auto",
+    draft_weights: DraftWeightsOption = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
     out: Annotated[
@@ -207,6 +215,7 @@ def race(
         limit=limit,
         draft=draft,
         weights=weights,
+        draft_weights=draft_weights,
         threads=threads,
         device=device,
         out=out,
@@ -242,6 +251,7 @@ def serve(
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Prompts and answers in the log.")] = False,
     weights: WeightsOption = "auto",
+    draft_weights: DraftWeightsOption = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     device: DeviceOption = "auto",
     cache_tokens: Annotated[
@@ -269,6 +279,7 @@ def serve(
             "draft": draft,
             "method": method,
             "weights": weights,
+            "draft_weights": draft_weights,
             "threads": threads,
             "device": device,
             "cache_tokens": cache_tokens,

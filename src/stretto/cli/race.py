@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def run(
     limit: int | None,
     draft: str | None,
     weights: str,
+    draft_weights: str,
     threads: int | None,
     device: str,
     out: Path | None,
@@ -64,7 +66,15 @@ def run(
     params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
     sampling = checked(params, PLAIN, device)
     places, names = _numbers(concurrency), _names(methods)
-    llm = LLM(model, draft=draft, weights=weights, threads=threads, device=device, progress=EverySecond())
+    llm = LLM(
+        model,
+        draft=draft,
+        draft_weights=draft_weights,
+        weights=weights,
+        threads=threads,
+        device=device,
+        progress=EverySecond(),
+    )
     demonstration(model)
     course = _course(llm, prompts, replay, sampling, limit)
     contest = Contest(llm, course.asked, _lineup(llm, names), places, pairs, lambda contest, text: None)
@@ -74,8 +84,9 @@ def run(
     if not contest.runs:
         print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
         raise KeyboardInterrupt
-    asked = {"draft": draft, "weights": weights, **params, "rounds": pairs, "replay": replay and str(replay)}
-    result = conclude(contest, course, asked, {name: _flags(name, draft, weights) for name in contest.methods})
+    loaded = {"draft": draft, "draft-weights": draft_weights, "weights": weights}
+    asked = {**loaded, **params, "rounds": pairs, "replay": replay and str(replay)}
+    result = conclude(contest, course, asked, {name: _flags(name, loaded) for name in contest.methods})
     Board.print(result)
     write_each(
         [
@@ -148,11 +159,11 @@ def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
     return list(dict.fromkeys([PLAIN, *(name for name in names if name != "all")]))
 
 
-def _flags(method: str, draft: str | None, weights: str) -> str:
+def _flags(method: str, loaded: Mapping[str, str | None]) -> str:
     """Return the options that a method needs beside its name to be what was raced."""
     drafts = method == "auto" or find_recipe(method).needs & {"draft", "foreign-draft"}
-    given = (("draft", draft if drafts else None), ("weights", weights))
-    return " ".join(f"--{name} {value}" for name, value in given if value not in (None, "auto"))
+    given = loaded if drafts and loaded["draft"] else {"weights": loaded["weights"]}
+    return " ".join(f"--{name} {value}" for name, value in given.items() if value not in (None, "auto"))
 
 
 def _places(out: Path | None, json_file: Path | None) -> tuple[Path | None, Path | None]:

@@ -35,6 +35,10 @@ class Stats:
     cached: int = 0
     """Tokens found in the prefix cache at the first admission."""
     steps: int = 0
+    writing: int = 0
+    """Steps among them that wrote tokens,"""
+    written: int = 0
+    """and those tokens: without the ones that it was resumed with."""
     catch_up: int = 0
     """Rows of known tokens that draft models computed because their lanes lacked them, the last token's not counted."""
     drafted: int = 0
@@ -61,11 +65,12 @@ class Stats:
         """Return plain data: counts, and milliseconds to the first token and to the end."""
         first = None if self.first_token is None else (self.first_token - self.arrived) * 1e3
         total = None if self.finished is None else (self.finished - self.arrived) * 1e3
-        counts = ("rows", "prompt_rows", "cached", "steps", "catch_up", "drafted", "accepted", "preemptions")
+        counts = ("rows", "prompt_rows", "cached", "catch_up", "drafted", "accepted", "preemptions")
+        steps = ("steps", "writing", "written")
         times = ("decoding_ms", "plain_ms")
         lists = {"drafts": self.drafts, "origins": self.origins, "why": self.reason()}
         return {
-            **{name: getattr(self, name) for name in (*counts, *times)},
+            **{name: getattr(self, name) for name in (*counts, *steps, *times)},
             **lists,
             "ttft_ms": first,
             "total_ms": total,

@@ -347,6 +347,8 @@ class Engine:
                 if stopped:
                     tokens, finish = tokens[:count], "stop"
                     break
+        stats.writing += bool(tokens)
+        stats.written += len(tokens)
         accepted = min(committed.accepted, len(tokens))  # a stop string may have cut them
         for each in (stats, self.totals) if committed.drafted or accepted else ():
             each.drafted += committed.drafted

@@ -98,8 +98,7 @@ def costs(done: Sequence[Completion], seed: int) -> dict[str, Any]:
     ``seed``: as it was asked for.
     """
     first, stats = done[0], [each["stats"] for each in done]
-    tokens = sum(len(each["token_ids"]) for each in done)
-    steps = sum(each["steps"] for each in stats)
+    written, writing, steps = (sum(each[name] for each in stats) for name in ("written", "writing", "steps"))
     spans = [spans_of(each) for each in stats]
     return {
         "method": first["method"],
@@ -108,7 +107,7 @@ def costs(done: Sequence[Completion], seed: int) -> dict[str, Any]:
         "seed": seed,
         "drafted": sum(each["drafted"] for each in stats),
         "accepted": sum(each["accepted"] for each in stats),
-        "acceptance_length": round(tokens / steps, 3) if steps else None,
+        "acceptance_length": round(written / writing, 3) if writing else None,
         "steps": steps,
         "preemptions": sum(each["preemptions"] for each in stats),
         "resumed": max(each.get("resumed", 0) for each in stats),
