@@ -130,7 +130,9 @@ class Bench:
     def _load(self, model: str | Path, *, draft: bool, weights: str = "auto") -> LLM:
         name = "stretto-tiny-draft" if "stretto-tiny-draft" in embedded() else "stretto-tiny"
         options: dict[str, Any] = {"weights": weights, "threads": self.asked.threads, "cache_tokens": 8192}
-        return LLM(str(model), draft=name if draft else None, **options)
+        if draft:
+            options |= {"draft": name, "draft_weights": "int8"}
+        return LLM(str(model), **options)
 
     def course_a(self) -> tuple[Course, Course]:
         """Return the embedded pair, which says its own texts, and a second one that replays the edited ones."""

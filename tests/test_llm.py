@@ -18,7 +18,6 @@ from stretto.decoding.plain import Plain
 from stretto.engine.host import Host
 from stretto.engine.llm import pick_device
 from stretto.kernels import native
-from stretto.models.quantize import quantize
 
 STORY = "Once upon a time there was a king"
 
@@ -205,7 +204,7 @@ def test_a_refused_combination_names_both_sides_and_the_reason(tiny):
         ({"device": "tpu"}, "device"),
         ({"method": "plane"}, "plain"),
         ({"draft": "x"}, "draft"),
-        ({"draft": "stretto-tiny-draft", "draft_weights": "int9"}, "draft_weights is 'int9'"),
+        ({"draft": "stretto-tiny-draft", "draft_weights": "int9"}, "'int9'"),
         ({"draft_weights": "int8"}, "no draft"),
         ({"threads": 0}, "threads"),
         ({"cache_tokens": -5}, "cache_tokens"),
@@ -218,19 +217,15 @@ def test_bad_arguments_name_themselves(options, message):
 
 
 @pytest.mark.skipif(native.load() is None, reason="needs the native library")
-def test_a_draft_is_light_and_no_text_depends_on_it(tiny, tmp_path):
-    """A pass over int8 weights takes half as long; what takes less already is left alone."""
-    quantize("stretto-tiny-draft", tmp_path / "int4", "int4")
-    asked = {"auto": "stretto-tiny-draft", "bf16": "stretto-tiny-draft", "int4": str(tmp_path / "int4")}
-    params, sizes, drafted = SamplingParams(temperature=0.7, seed=3, max_tokens=48), {}, {}
+def test_a_draft_may_be_light_and_no_text_depends_on_it(tiny):
+    params, sizes = SamplingParams(temperature=0.7, seed=3, max_tokens=48), {}
     expected = tiny.generate(STORY, params, method="plain")[0].token_ids
-    for name, draft in asked.items():
-        llm = LLM("stretto-tiny", draft=draft, draft_weights="bf16" if name == "bf16" else "auto")
+    for weights in ("auto", "int8", "int4"):
+        llm = LLM("stretto-tiny", draft="stretto-tiny-draft", draft_weights=weights)
         done = llm.generate(STORY, params, method="draft-model")[0]
-        assert done.token_ids == expected
-        sizes[name], drafted[name] = llm.engine.models["draft"].weight_bytes, done.stats["accepted"]
-    assert sizes["int4"] < 0.9 * sizes["auto"] and sizes["auto"] < 0.6 * sizes["bf16"]
-    assert min(drafted.values()) > 10
+        assert done.token_ids == expected and done.stats["accepted"] > 10
+        sizes[weights] = llm.engine.models["draft"].weight_bytes
+    assert sizes["int4"] < 0.9 * sizes["int8"] and sizes["int8"] < 0.6 * sizes["auto"]
 
 
 def serve(inbox, outbox):

@@ -31,7 +31,7 @@ DraftOption = Annotated[
     str | None, typer.Option(help="A smaller model that drafts: embedded name, checkpoint folder or hub id.")
 ]
 DraftWeightsOption = Annotated[
-    str, typer.Option(help="Weights format of the draft, on which no text depends: auto is int8 on native kernels.")
+    str, typer.Option(help="The same of the draft, on which no text of an exact method depends; int8 is fast.")
 ]
 WeightsOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's own precision), fp32, bf16, int8, int8x2, int4 or int8-fast.")

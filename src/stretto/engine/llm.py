@@ -25,7 +25,7 @@ from stretto.engine.step import Engine
 from stretto.kernels import native
 from stretto.models.backend import AnyTransformer
 from stretto.models.families import family_of
-from stretto.models.loader import draft_format, load_model
+from stretto.models.loader import load_model
 from stretto.recipes.recipe import Aboard
 from stretto.recipes.table import build_method, find_recipe
 from stretto.tokens.tokenizer import Tokenizer
@@ -43,11 +43,11 @@ class LLM:
     ``weights``: format of the matrices (``auto`` keeps the checkpoint's own, fp16 is widened to fp32).
     ``device``: ``cpu``, ``cuda`` or ``auto`` (the CPU, until the GPU has kernels of its own). ``method``: the default
     decoding method. ``draft``: a smaller checkpoint that drafts for the methods that need one; one with another
-    vocabulary serves those that need a ``foreign-draft``. ``draft_weights``: format of its matrices (``auto``: int8 on
-    the native kernels, since no text depends on them, else its checkpoint's own). ``threads``: for the whole process
-    (default: PyTorch's choice, one per core). ``cache_tokens``: positions that each model's cache holds (default: what
-    a share of the free memory holds of all). ``max_rows``: row budget of a step. ``progress``: called with the number
-    of weights loaded and of all.
+    vocabulary serves those that need a ``foreign-draft``. ``draft_weights``: format of its matrices, on which no
+    text of an exact method depends (int8 halves the time of its passes). ``threads``: for the whole process (default:
+    PyTorch's choice, one per core). ``cache_tokens``: positions that each model's cache holds (default: what a share
+    of the free memory holds of all). ``max_rows``: row budget of a step. ``progress``: called with the number of
+    weights loaded and of all.
 
     Raises ``ValueError`` for arguments, ``FileNotFoundError`` and ``ValueError`` for checkpoints, saying what to do.
     """
@@ -89,8 +89,7 @@ class LLM:
         self._tokenizers: dict[str, Tokenizer | None] = {"target": self.tokenizer}
         self._foreign: frozenset[str] = frozenset()
         if home is not None:
-            lighter = draft_format(home, draft_weights, where)
-            models["draft"] = self._load(home, name="draft", weights=lighter)
+            models["draft"] = self._load(home, name="draft", weights=draft_weights)
             self._tokenizers["draft"] = Tokenizer.load(home)
             if not same_vocabulary(models, self._tokenizers, str(draft)):
                 self._foreign = frozenset({"draft"})

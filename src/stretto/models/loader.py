@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from stretto.kernels import native
 from stretto.models.backend import AnyTransformer, build, numerics
 from stretto.models.bounds import check_bounds
 from stretto.models.families import family_of, specify
@@ -62,21 +61,6 @@ def load_model(
     if source.parameters.matrices.quantized:
         _log.info("%s: %s", source.checkpoint.folder, source.parameters.summary())
     return loaded
-
-
-def draft_format(model: str | Path, asked: str, device: torch.device) -> str:
-    """Return the weights format of a draft model: the one asked for, or for auto the lightest that costs little.
-
-    That is int8 on the native kernels, unless its weights take less than 16 bits already: no text depends on them, and
-    a pass that reads half as much takes half as long. Raises ``ValueError`` for an unknown format.
-    """
-    try:
-        _format(asked)
-    except ValueError as error:
-        raise ValueError(f"draft_{error}") from None
-    if asked != "auto" or device.type != "cpu" or native.load() is None:
-        return asked
-    return "int8" if open_source(model, asked).parameters.matrices.bits >= 16.0 else asked
 
 
 @dataclass(frozen=True, slots=True)
