@@ -60,11 +60,9 @@ class Size:
     small_courses: int
     """and on (a), where they and many texts at once take a tenth of a second each."""
     records: int
-    """Texts of a category on (a) for the pairs, half of them to pick on."""
+    """Texts of a category for the pairs, half of them to pick on."""
     small: int
     """Texts of a category on (a), each of which is played once by either: they take a tenth of a second each."""
-    raced: int
-    """Texts of a category on (b) for the pairs, half of them to pick on."""
     tokens: int
     """Of a text on (a)."""
     large: int
@@ -79,11 +77,10 @@ class Size:
 
 WHOLE = Size(
     pairs=9,
-    courses=18,
+    courses=10,
     small_courses=36,
     records=12,
     small=36,
-    raced=6,
     tokens=128,
     large=96,
     crowd=40,
@@ -96,7 +93,6 @@ QUICK = Size(
     small_courses=3,
     records=4,
     small=4,
-    raced=2,
     tokens=48,
     large=48,
     crowd=12,
@@ -209,9 +205,8 @@ class Bench:
                 yield "alone", measure_alone(course, name, size.pairs, peer)
         if "pairs" in only:
             methods = exact_methods(target)
-            raced = Course(target, {name: found[: size.raced] for name, found in course.records.items()})
-            for name in raced.records:
-                yield "pairs", measure_pairs(raced, name, methods, size.courses)
+            for name in course.records:
+                yield "pairs", measure_pairs(course, name, methods, size.courses)
         for rounds in self._few_crowds():
             yield "crowd", measure_crowd(target, rounds)
         for row in measure_synthetic(target, self.long, size.pairs, peer) if self.long else ():

@@ -91,6 +91,7 @@ class Game:
                 each.request.tokens += each.tokens
             return
         rows = [self.paying.bid(request, 16) for request in self.asked]
+        self.services.load["target"] = Load(self.requests, self.requests, 0)
         drafted = [Drafted(request) for request, room in zip(self.asked, rows, strict=True) if room]
         rooms = [room for room in rows if room]
         spent: dict[str, float] = {}
@@ -118,6 +119,18 @@ class Game:
         self.resting = self.paying.rests()
         for seen in observations:
             seen.request.tokens += self.written(seen.request, len(seen.committed.tokens))
+
+    def read(self, rows: int) -> None:
+        """Take a step that reads so many rows of prompts, behind which every request gains its first token."""
+        self.services.steps += 1
+        self.services.load["target"] = Load(self.requests, rows, 0)
+        self.services.rows += rows
+        self.machine.now += self.machine.ms(rows)
+        seen = [self.seen(request, DraftTree.run([])) for request in self.asked]
+        self.paying.learn([], seen, {})
+        self.resting = self.paying.rests()
+        for each in seen:
+            each.request.tokens += self.written(each.request, 1)
 
     def seen(self, request: SimpleNamespace, tree: DraftTree) -> SimpleNamespace:
         nodes, node = [], -1

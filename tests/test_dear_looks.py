@@ -36,6 +36,13 @@ def test_hope_alone_is_no_reason_for_a_look():
     assert game.calls["copy"]
 
 
+def test_a_prompt_that_takes_long_to_read_makes_no_pass_of_the_text_a_long_one():
+    game = quick()
+    game.read(2000)
+    game.play(128)
+    assert not game.calls and game.plain == 128
+
+
 def test_a_text_that_repeats_itself_is_drafted_for_once_it_is_heard():
     game, period = quick(period=60), 60
     while "copy" not in game.calls:

@@ -61,6 +61,11 @@ class Load:
             load.context += request.filled
         return found
 
+    @property
+    def settled(self) -> Load:
+        """The same once no prompt is left to read: one row for each request."""
+        return self if self.rows == self.requests else Load(self.requests, self.requests, self.context)
+
     def ms(self, price: PassPrice, drafted: int = 0) -> float:
         """Return what this pass should take in milliseconds, with so many drafted rows beside what is certain.
 

@@ -149,7 +149,8 @@ class Ledger:
             counts = self._learn_plain(wall, price, load) if not spent else wall
             # What kept steps from drafting may have been a hiccup: it is forgotten by and by.
             self.drafted_overhead.value += FORGET * (self._unknown() - self.drafted_overhead.value)
-        self._steepness.add(load.ms(price, drafted), counts - spent, 64)
+        if load.ms(price) >= LONG_PASS:
+            self._steepness.add(load.ms(price, drafted), counts - spent, 64)
         plain = self.plain_ms(price, load)
         if drafted:
             self._try(counts, tokens / max(1, load.requests), plain)

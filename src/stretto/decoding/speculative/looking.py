@@ -7,6 +7,7 @@ booked as a debt, which time pays off, and so does what drafting saves.
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Sequence
 
 from stretto.decoding.speculative.means import Mean
@@ -24,8 +25,8 @@ CREDIT = 8
 """Looks in vain that what drafting saved may pay for ahead."""
 LONGEST_LOOK_AWAY = 2048
 """Steps without a look at most, where steps are so short that a look takes many percent of one."""
-CHARACTERS = sys.maxunicode + 1
-"""There are of them, more than tokens in any vocabulary so far."""
+UNITS = f"utf-32-{sys.byteorder[0]}e"
+"""How tokens become characters, all at once; those that are none, few in any vocabulary, become one and the same."""
 REPEATED = 8
 """Tokens at the end of a text that stood in it before, which makes a look likelier to find something."""
 
@@ -39,8 +40,8 @@ class Echo:
 
     def heard(self, tokens: Sequence[int]) -> bool:
         """Whether the text so far ends in ``REPEATED`` tokens that stand in it further up, or in its prompt."""
-        new = tokens[len(self._text) :]
-        self._text = text = self._text + "".join([chr(token % CHARACTERS) for token in new])
+        new = array("I", tokens[len(self._text) :])
+        self._text = text = self._text + new.tobytes().decode(UNITS, "replace")
         return len(text) > REPEATED and text.find(text[-REPEATED:], 0, len(text) - 1) >= 0
 
 

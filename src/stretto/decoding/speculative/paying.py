@@ -103,7 +103,7 @@ class Paying:
             until = own.away
         elif not (own.places or own.echoed or own.like == FORMED or self._hopes()):
             until = step + HOPELESS
-        elif ledger.wants_plain(*self._price(request.model)):
+        elif ledger.wants_plain(*self._settled(request.model)):
             self._sleep = 0
             return 0
         elif worth.known and not any(worth.runs((n, own.like), own.gains, len(request.tokens)) for n in worth.known):
@@ -187,7 +187,7 @@ class Paying:
             own.away = 0
             own.fruitless = 0 if each else own.fruitless + 1
             if own.fruitless and self._tires(own):
-                price, load = self._price(found.request.model)
+                price, load = self._settled(found.request.model)
                 own.away = self.services.steps + self._looks.away(self.ledger.plain_ms(price, load), load.requests)
         return sent
 
@@ -205,6 +205,7 @@ class Paying:
         tokens = gained + load.requests - len(observations)
         lost = self.ledger.lost
         booked = self.ledger.book(self.services.steps, price, load, rows, tokens, sum(spent.values()))
+        load = load.settled
         plain = self.ledger.plain_ms(price, load) if booked is None else booked[1]
         self._pricey, self._dear = PRICEY * plain, load.ms(price) < UNKNOWN_OVERHEAD * load.requests
         if self.ledger.lost > lost:
@@ -251,8 +252,8 @@ class Paying:
             self.worth.spend(name, ms, asked[name], plain)
 
     def hears(self, drafter: str) -> bool:
-        """Whether it runs for anybody, or costs next to nothing."""
-        return not self.ledger.resting and self.worth.quick(drafter)
+        """Whether what it learns may pay later: where a draft takes longer than a pass, learning does, too."""
+        return not self._dear and not self.ledger.resting and self.worth.quick(drafter)
 
     def figures(self) -> dict[str, Any]:
         """Return the ledger's books, and by drafter the tokens that it adds in a call and its milliseconds.
@@ -273,7 +274,7 @@ class Paying:
         """Say in the request's statistics why it went as it did."""
         own = self._own(request)
         if len(request.tokens) > own.booked:
-            self._book_rest(request, own, self.ledger.plain_ms(*self._price(request.model)))
+            self._book_rest(request, own, self.ledger.plain_ms(*self._settled(request.model)))
         request.stats.reason = partial(self.why, own)
 
     def why(self, own: Own) -> str:
@@ -300,6 +301,11 @@ class Paying:
     def _price(self, model: str) -> tuple[PassPrice, Load]:
         assert self.services is not None
         return self.ledger.price(self.services.models[model].price), self.services.load[model]
+
+    def _settled(self, model: str) -> tuple[PassPrice, Load]:
+        """Return the same, the load without what the step at hand reads of prompts."""
+        price, load = self._price(model)
+        return price, load.settled
 
     def _own(self, request: Request) -> Own:
         own = request.memory.get("paying")
@@ -333,7 +339,7 @@ class Paying:
 
     def _affords_look(self, model: str, repeats: bool = False) -> bool:
         assert self.services is not None
-        return self._looks.allows(self.services.steps, self.ledger.plain_ms(*self._price(model)), repeats)
+        return self._looks.allows(self.services.steps, self.ledger.plain_ms(*self._settled(model)), repeats)
 
     def _book_rest(self, request: Request, own: Own, wall: float) -> None:
         """Put steps of rest, of ``wall`` ms each, into a request's statistics."""
