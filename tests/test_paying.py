@@ -259,6 +259,16 @@ def test_nodes_that_were_not_sent_are_learnt_from_too():
     assert calibration.chance({}, frozenset({"x"}), 3, 0.5) < 0.5 < calibration.chance({}, frozenset({"x"}), 1, 0.5)
 
 
+def test_where_copies_of_one_text_break_off_early_little_is_thought_of_their_ends():
+    """Nobody has ever seen them fail: they are never reached. Control: the copies of other texts are as good as ever."""
+    calibration, own, copy = Calibration(), {}, DraftTree.run([1] * 16, 0.9, "copy")
+    for _ in range(50):
+        calibration.learn({}, copy, [1] * 17)
+    for _ in range(6):
+        assert calibration.learn(own, copy, [1, 1, 2]) == 2
+    assert sum(calibration.paths(own, copy)) < 4.0 < 12.0 < sum(calibration.paths({}, copy))
+
+
 def test_nobody_is_held_up_beyond_the_bound_for_the_drafts_of_others():
     game = Game(Machine(base=10.0, row=2.0, free=2), {}, requests=2)
     sure = DraftTree.run([0] * 16, 1.0, "x")

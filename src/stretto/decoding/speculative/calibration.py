@@ -2,7 +2,8 @@
 
 Drafters say how sure they are in scales of their own. What became of their tokens turns that into chances: counted by
 who proposed a node (the set of drafters), by depth, and by what they said. A request's own counts lean on those of
-all requests, those on what the drafter said.
+all requests, those on what the drafter said. Where copies of a text break off early, nothing is seen of their deep
+nodes: those, too, are thought to fare as much worse than in other texts as the ones that were reached.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from stretto.core.tree import DraftTree
 BINS = 12
 DEEP = 4
 """Depth from which all nodes count as one."""
-LEAN_ON_DRAFTER, LEAN_ON_ALL = 4.0, 8.0
-"""How many observations what is leant on is worth."""
+WHOLE = 0
+"""Stands for all depths: how many nodes of a request were kept, and how many would have been by all requests' counts."""
+LEAN_ON_DRAFTER, LEAN_ON_ALL, LEAN_ON_ALIKE = 4.0, 8.0, 4.0
+"""How many observations what is leant on is worth: what was said, what all requests saw, that a text is like others."""
 MEMORY = 400.0
 """Observations of one kind after which older ones fade."""
 
 Key = tuple[frozenset[str], int, int]
 Count = list[float]
-"""Kept, seen."""
+"""Kept, seen (or expected)."""
 Counts = dict[Key, Count]
 """By owners, depth class and bin."""
 
@@ -37,7 +40,7 @@ class Calibration:
     def chance(self, own: Counts, owners: frozenset[str], depth: int, said: float) -> float:
         """Return the chance that a node at ``depth`` (1: first) survives given that its parent does."""
         key = _key(owners, depth, said)
-        return _leaning(self._all.get(key), own.get(key), said)
+        return _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)
 
     def paths(self, own: Counts, tree: DraftTree) -> list[float]:
         """Return for each node the chance that its whole path survives.
@@ -46,14 +49,14 @@ class Calibration:
         """
         chances: list[float] = []
         depths: list[int] = []
-        last, of_all, mine = None, None, None
+        last, of_all, mine, alike = None, None, None, None
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
             key = _key(owners, depth, said)
             if key != last:  # what hangs together is mostly alike
-                last, of_all, mine = key, self._all.get(key), own.get(key)
-            chances.append(_leaning(of_all, mine, said))
+                last, of_all, mine, alike = key, self._all.get(key), own.get(key), own.get(_whole(owners))
+            chances.append(_leaning(of_all, mine, alike, said))
         if len(set(tree.parents)) == len(chances):
             return list(accumulate(chances, mul))
         sums: dict[int, float] = {}
@@ -85,6 +88,8 @@ class Calibration:
                 break
             parent, followed = follower, depth
         for key, (kept, seen) in found.items():
+            expected = seen * _general(self._all.get(key), key[2] / (BINS - 1))
+            _count(own, _whole(key[0]), kept, expected)
             _count(self._all, key, kept, seen)
             _count(own, key, kept, seen)
         return followed
@@ -94,9 +99,20 @@ def _key(owners: frozenset[str], depth: int, said: float) -> Key:
     return owners, depth if depth < DEEP else DEEP, int(said * (BINS - 1) + 0.5)
 
 
-def _leaning(of_all: Count | None, mine: Count | None, said: float) -> float:
-    """Return the share that was kept, a request's own leaning on that of all requests, that on what was said."""
-    general = said if of_all is None else (of_all[0] + LEAN_ON_DRAFTER * said) / (of_all[1] + LEAN_ON_DRAFTER)
+def _whole(owners: frozenset[str]) -> Key:
+    return owners, WHOLE, 0
+
+
+def _general(of_all: Count | None, said: float) -> float:
+    """Return the share that was kept of all requests' nodes, leaning on what was said."""
+    return said if of_all is None else (of_all[0] + LEAN_ON_DRAFTER * said) / (of_all[1] + LEAN_ON_DRAFTER)
+
+
+def _leaning(of_all: Count | None, mine: Count | None, alike: Count | None, said: float) -> float:
+    """Return the share that was kept, a request's own leaning on that of all requests, as far as they are alike."""
+    general = _general(of_all, said)
+    if alike is not None:
+        general = min(1.0, general * (alike[0] + LEAN_ON_ALIKE) / (alike[1] + LEAN_ON_ALIKE))
     return general if mine is None else (mine[0] + LEAN_ON_ALL * general) / (mine[1] + LEAN_ON_ALL)
 
 
