@@ -260,7 +260,7 @@ def test_nodes_that_were_not_sent_are_learnt_from_too():
 
 
 def test_where_copies_of_one_text_break_off_early_little_is_thought_of_their_ends():
-    """Nobody has ever seen them fail: they are never reached. Control: the copies of other texts are as good as ever."""
+    """They are never reached, so that nobody has seen them fail. Control: those of other texts are as good as ever."""
     calibration, own, copy = Calibration(), {}, DraftTree.run([1] * 16, 0.9, "copy")
     for _ in range(50):
         calibration.learn({}, copy, [1] * 17)

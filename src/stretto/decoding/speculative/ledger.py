@@ -26,7 +26,7 @@ PLAIN_EVERY = 128
 """While drafting, one step in so many is plain, so that what it is compared with stays fresh."""
 TRIAL = 24
 """Drafted steps after which they are judged against plain ones to the last percent."""
-DOUBT = 0.8
+DOUBT = 1.0
 """Before that, n steps are judged with a margin of this over the root of n, from the fourth on."""
 LEAST_SHARE = 0.25
 """Share of its price that a step takes at least, whatever prices that were too high have taught."""
