@@ -259,6 +259,16 @@ def test_nodes_that_were_not_sent_are_learnt_from_too():
     assert calibration.chance({}, frozenset({"x"}), 3, 0.5) < 0.5 < calibration.chance({}, frozenset({"x"}), 1, 0.5)
 
 
+def test_what_never_failed_is_not_taken_for_certain():
+    """Nineteen kept of nineteen: a run of thirty more of them is doubted. Chances that are low are told as they are."""
+    calibration = Calibration()
+    calibration.learn({}, DraftTree.run([1] * 22, 1.0, "copy"), [1] * 22)
+    assert sum(calibration.paths({}, DraftTree.run([1] * 30, 1.0, "copy"))) < 20.0
+    for right in [1] * 5 + [2] * 45:
+        calibration.learn({}, DraftTree.run([1], 0.1, "poor"), [right])
+    assert calibration.chance({}, frozenset({"poor"}), 1, 0.1) == pytest.approx(0.1, rel=0.01)
+
+
 def test_where_copies_of_one_text_break_off_early_little_is_thought_of_their_ends():
     """They are never reached, so that nobody has seen them fail. Control: those of other texts are as good as ever."""
     calibration, own, copy = Calibration(), {}, DraftTree.run([1] * 16, 0.9, "copy")
