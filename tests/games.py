@@ -64,7 +64,7 @@ class Game:
         self.asked = [self.request(number) for number in range(self.requests)]
 
     def request(self, number: int, mask: object = None) -> SimpleNamespace:
-        stats = SimpleNamespace(decoding_ms=0.0, plain_ms=0.0)
+        stats = SimpleNamespace(decoding_ms=0.0, plain_ms=0.0, accepted=0)
         params = SimpleNamespace(mask=mask)
         return SimpleNamespace(id=number, model="target", prompt=(), tokens=[], params=params, memory={}, stats=stats)
 
@@ -119,6 +119,7 @@ class Game:
         self.resting = self.paying.rests()
         for seen in observations:
             seen.request.tokens += self.written(seen.request, len(seen.committed.tokens))
+            seen.request.stats.accepted += len(seen.nodes)
 
     def read(self, rows: int) -> None:
         """Take a step that reads so many rows of prompts, behind which every request gains its first token."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from games import Game, Machine
 
 from stretto.decoding.speculative.looking import REPEATED
-from stretto.decoding.speculative.paying import HOPELESS, LONGEST_UNHEARD
+from stretto.decoding.speculative.paying import HEED, HOPELESS, LONGEST_UNHEARD
 
 COPY = {"copy": (0.9, 0.05)}
 
@@ -50,6 +51,24 @@ def test_a_text_that_repeats_itself_is_drafted_for_once_it_is_heard():
         game.step()
     assert period + REPEATED <= length <= period + REPEATED + LONGEST_UNHEARD
     assert game.play(400) > 2.0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_copy_goes_on_soon_behind_an_edit(kept: bool):
+    """Control: a text of which no drafts were kept waits until it is heard for the third time."""
+    game = quick(period=60)
+    game.play(200)
+    (request,) = game.asked
+    request.stats.accepted *= kept
+    game.drafters["copy"], game.period = (0.0, 0.05), 0
+    game.play(24)
+    game.drafters["copy"], game.period = COPY["copy"], 60
+    before = game.calls["copy"]
+    waited = 0
+    while game.calls["copy"] == before:
+        game.step()
+        waited += 1
+    assert (waited <= REPEATED + HEED) == kept
 
 
 def test_what_paid_for_some_texts_is_tried_on_a_few_that_follow():

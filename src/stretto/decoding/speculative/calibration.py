@@ -49,14 +49,14 @@ class Calibration:
         """
         chances: list[float] = []
         depths: list[int] = []
-        last, of_all, mine, alike = None, None, None, None
+        same, chance = None, 0.0
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
-            key = _key(owners, depth, said)
-            if key != last:  # what hangs together is mostly alike
-                last, of_all, mine, alike = key, self._all.get(key), own.get(key), own.get(_whole(owners))
-            chances.append(_leaning(of_all, mine, alike, said))
+            key = owners, depth if depth < DEEP else DEEP, int(said * (BINS - 1) + 0.5)
+            if key != same:  # what hangs together is mostly alike
+                same, chance = key, _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)
+            chances.append(chance)
         if len(set(tree.parents)) == len(chances):
             return list(accumulate(chances, mul))
         sums: dict[int, float] = {}
