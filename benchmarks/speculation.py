@@ -27,7 +27,15 @@ from floors import markdown
 from peers import Loaded, Peers
 from report import environment, save, table
 from speculation_floors import judge
-from speculation_parts import Course, exact_methods, measure_alone, measure_crowd, measure_pairs, measure_synthetic
+from speculation_parts import (
+    Course,
+    exact_methods,
+    measure_alone,
+    measure_crowd,
+    measure_life,
+    measure_pairs,
+    measure_synthetic,
+)
 from speculation_play import Target, replayed
 from speculation_texts import CATEGORIES, COPYING, CORPORA, GREEDY, Texts, head
 
@@ -36,11 +44,12 @@ from stretto.kernels import native
 from stretto.race.record import Record
 from stretto.weights.resolve import embedded
 
-SECTIONS = ("pairs", "alone", "crowd", "synthetic", "human", "greedy")
+SECTIONS = ("pairs", "alone", "life", "crowd", "synthetic", "human", "greedy")
 CROWDS = (4, 16, 64)
 TITLES = {
     "pairs": "auto from a cold start over the best single method, which was picked on other texts",
     "alone": "batch 1: auto over plain decoding",
+    "life": "a server's life: texts of all kinds in turns, each method once through them from a cold start",
     "crowd": "many at once: auto over plain decoding",
     "synthetic": "(b) a drafter that errs at a set rate",
     "human": "(b) human texts, retrieval only: auto over plain decoding",
@@ -67,6 +76,10 @@ class Size:
     """Of a text on (a)."""
     large: int
     """Of a text on (b); an edited one has up to three times as many."""
+    life: int
+    """Texts of each category that are played in turns on (b),"""
+    small_life: int
+    """and on (a)."""
     crowd: int
     """Of each of many texts at once."""
     beside: int
@@ -83,6 +96,8 @@ WHOLE = Size(
     small=36,
     tokens=128,
     large=96,
+    life=3,
+    small_life=12,
     crowd=40,
     beside=3,
     synthetic=192,
@@ -95,6 +110,8 @@ QUICK = Size(
     small=4,
     tokens=48,
     large=48,
+    life=1,
+    small_life=2,
     crowd=12,
     beside=1,
     synthetic=96,
@@ -131,10 +148,10 @@ class Bench:
         return LLM(str(model), **options)
 
     def course_a(self) -> tuple[Course, Course]:
-        """Return the embedded pair, which says its own texts, and a second one that replays the edited ones."""
+        """Return the embedded pair, which says its own texts, and a second one that replays them and edited ones."""
         own = Target("a", self.small)
-        copied = [*self.records.get(COPYING, ()), *self.greedy.get(COPYING, ())]
-        other = replayed("a", self._load("stretto-tiny", draft=True), copied)
+        texts = [*(record for found in self.records.values() for record in found), *self.greedy.get(COPYING, ())]
+        other = replayed("a", self._load("stretto-tiny", draft=True), texts)
         self.targets += [own, other]
         return Course(own, self.records), Course(other, self.records)
 
@@ -185,6 +202,8 @@ class Bench:
         if "alone" in only:
             for name, course in small.items():
                 yield "alone", measure_alone(course, name, size.small, None)
+        for row in measure_life(copying, size.small_life) if "life" in only else ():
+            yield "life", row
         for rounds in self.crowds.values():
             yield "crowd", measure_crowd(own.target, rounds)
         for name, records in self.greedy.items():
@@ -207,6 +226,8 @@ class Bench:
             methods = exact_methods(target)
             for name in course.records:
                 yield "pairs", measure_pairs(course, name, methods, size.courses)
+        for row in measure_life(course, size.life) if "life" in only else ():
+            yield "life", row
         for rounds in self._few_crowds():
             yield "crowd", measure_crowd(target, rounds)
         for row in measure_synthetic(target, self.long, size.pairs, peer) if self.long else ():

@@ -21,6 +21,8 @@ FINALISTS = 4
 """Methods that are played on all texts on which the best is picked."""
 LOOK = 48
 """Tokens of the text on which all methods are tried."""
+LASTING = ("suffix-decoding", "anpd", "aggressive", "draft-model", "smartspec")
+"""The single methods that are best for some kind of text most often, which are played through texts of all kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,32 @@ def measure_alone(course: Course, category: str, pairs: int, peer: Loaded | None
         "tokens a step": tokens / max(1, steps), "ms a token": 1e3 * median(each.pace for each in played),
         "over llama.cpp": median(theirs) if theirs else None,
     }  # fmt: skip
+
+
+def measure_life(course: Course, rounds: int) -> Iterator[Row]:
+    """Play texts of all kinds in turns, as they come to a server, by ``auto``, by plain and by single methods.
+
+    All begin anew, none is begun anew for another kind of text, and they take turns text by text.
+    """
+    target = course.target
+    methods = [AUTO, PLAIN, *(name for name in LASTING if name in exact_methods(target))]
+    texts = [records[number] for number in range(rounds) for records in course.records.values()]
+    took = dict.fromkeys(methods, 0.0)
+    tokens = 0
+    for method in methods:
+        target.fresh(method)
+    for number, record in enumerate(texts):
+        first = number % len(methods)
+        for method in methods[first:] + methods[:first]:
+            target.forget()
+            played = target.play([record], method)
+            took[method] += played.decoding
+        tokens += played.tokens
+    for method in sorted(methods, key=lambda name: took[name]):
+        yield {
+            "target": target.name, "texts": len(texts), "method": method,
+            "ms a token": 1e3 * took[method] / max(1, tokens), "over plain": took[PLAIN] / took[method],
+        }  # fmt: skip
 
 
 def measure_crowd(target: Target, rounds: Sequence[Sequence[Record]]) -> Row:
