@@ -6,13 +6,15 @@
 DIR holds ``corpus/<stories|math|code|chat>.test.jsonl[.xz]`` and ``eval/spec_bench.jsonl``. Two targets: (a) the
 embedded pair; (b) random int8 weights of the 1 G shape with the embedded model's vocabulary, which compute in full and
 say recorded texts (``stretto.race.replay``), the embedded draft aboard. Every figure is the median over pairs played in
-alternation, and every text is held against plain decoding's. llama.cpp runs in a process of ``--peer-python``; where it
-is not installed it is "not run". Run it on a machine that does nothing else: the load is part of the record.
+alternation, but for a server's life, which is played once; every text is held against plain decoding's. llama.cpp runs
+in a process of ``--peer-python``; where it is not installed it is "not run". Run it on a machine that does nothing
+else: the load is part of the record.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -243,6 +245,8 @@ def report(asked: argparse.Namespace, models: Path) -> bool:
     torch.set_num_threads(asked.threads)
     native.set_threads(asked.threads)
     results: dict[str, list[Row]] = {}
+    dropped: list[str] = []
+    logging.getLogger("stretto").addFilter(lambda record: dropped.append(record.getMessage()) is None)
     with Peers(asked.peer_python, models, asked.threads) as peers:
         facts: dict[str, Any] = environment() | {"quick": asked.quick, "shape": asked.shape, "peers": peers.versions}
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
@@ -253,7 +257,7 @@ def report(asked: argparse.Namespace, models: Path) -> bool:
             now = perf_counter()
             print(f"{section}: {_brief(row)} [{now - last:.0f} s]", flush=True)
             last = now
-    wrong = [text for target in bench.targets for text in target.wrong]
+    wrong = [*dropped, *(text for target in bench.targets for text in target.wrong)]
     facts |= {"left_out": dict(bench.texts.left_out), "not_run": peers.absent, "peer_flags": peers.flags}
     facts |= {"wrong": wrong, "seconds": perf_counter() - begun}
     floors = judge(results, wrong, asked.crowds)

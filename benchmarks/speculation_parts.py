@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -17,8 +18,8 @@ from stretto.recipes.table import RECIPES
 
 Row = dict[str, Any]
 AUTO, PLAIN = "auto", "plain"
-FINALISTS = 4
-"""Methods that are played on all texts on which the best is picked."""
+FINALISTS, FAMILIES = 4, 3
+"""Methods that are played on all texts on which the best is picked, and families whose best one is among them."""
 LOOK = 48
 """Tokens of the text on which all methods are tried."""
 LASTING = ("suffix-decoding", "anpd", "aggressive", "draft-model", "smartspec")
@@ -47,15 +48,19 @@ def exact_methods(target: Target) -> list[str]:
 
 
 def pick(target: Target, records: Sequence[Record], methods: Sequence[str]) -> str:
-    """Return the fastest single method on some texts: all are tried on the beginning of one, the best few on all."""
+    """Return the fastest single method on some texts: all are tried on the beginning of one, the best few on all.
+
+    Variants of one idea are alike: the best of the best families are tried, too.
+    """
 
     def pace(method: str, on: Sequence[Record]) -> float:
         target.fresh(method)
         return target.play(on, method).pace
 
     first = sorted(methods, key=lambda method: pace(method, [head(records[0], LOOK)]))
-    few = first[:FINALISTS]
-    return min(few, key=lambda method: pace(method, records))
+    families = {RECIPES[method].family: method for method in reversed(first)}
+    few = [*first[:FINALISTS], *[method for method in first if method in families.values()][:FAMILIES]]
+    return min(dict.fromkeys(few), key=lambda method: pace(method, records))
 
 
 def measure_pairs(course: Course, category: str, methods: Sequence[str], pairs: int) -> Row:
@@ -102,26 +107,26 @@ def measure_alone(course: Course, category: str, pairs: int, peer: Loaded | None
 def measure_life(course: Course, rounds: int) -> Iterator[Row]:
     """Play texts of all kinds in turns, as they come to a server, by ``auto``, by plain and by single methods.
 
-    All begin anew, none is begun anew for another kind of text, and they take turns text by text.
+    All begin anew, none is begun anew for another kind of text, and they take turns text by text. It is one life: what
+    a method learns from one text serves the next.
     """
-    target = course.target
-    methods = [AUTO, PLAIN, *(name for name in LASTING if name in exact_methods(target))]
-    texts = [records[number] for number in range(rounds) for records in course.records.values()]
+    target, here = course.target, exact_methods(course.target)
+    methods = [AUTO, PLAIN, *(name for name in LASTING if name in here)]
+    texts = [each for group in zip(*course.records.values(), strict=False) for each in group]
+    texts = texts[: rounds * len(course.records)]
+    tokens = sum(len(record.tokens) - 1 for record in texts)
     took = dict.fromkeys(methods, 0.0)
-    tokens = 0
     for method in methods:
         target.fresh(method)
     for number, record in enumerate(texts):
-        first = number % len(methods)
+        first = random.Random(number).randrange(len(methods))
         for method in methods[first:] + methods[:first]:
             target.forget()
-            played = target.play([record], method)
-            took[method] += played.decoding
-        tokens += played.tokens
+            took[method] += target.play([record], method).decoding
     for method in sorted(methods, key=lambda name: took[name]):
         yield {
             "target": target.name, "texts": len(texts), "method": method,
-            "ms a token": 1e3 * took[method] / max(1, tokens), "over plain": took[PLAIN] / took[method],
+            "ms a token": 1e3 * took[method] / tokens, "over plain": took[PLAIN] / took[method],
         }  # fmt: skip
 
 

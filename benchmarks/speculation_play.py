@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -75,10 +76,12 @@ class Target:
         return played
 
     def _book(self, played: Played, request: Request, record: Record, method: str) -> None:
+        """Book a text; one that is not the recorded one took for ever."""
         text, stats = request.tokens[len(request.prompt) :], request.stats
         if tuple(text) != record.tokens:
             what = request.error or "another text"
             self.wrong.append(f"({self.name}) {method}, {record.asked.category}, seed {request.seed}: {what}")
+            played.seconds = played.decoding = inf
             return
         assert stats.first_token is not None and stats.finished is not None
         played.decoding += stats.finished - stats.first_token

@@ -37,6 +37,10 @@ class Erring:
         self.rate, self.length = rate, length
         self._texts = {(each.asked.ids, each.asked.params.seed): each.tokens for each in records}
 
+    def stores(self) -> dict[str, dict[str, int]]:
+        """Nothing outlives a request."""
+        return {}
+
     def draft(self, requests: Sequence[Request], rows: Sequence[int]) -> list[Draft | None]:
         """Return a run for every request whose text it knows."""
         return [self._run(request, min(room, self.length)) for request, room in zip(requests, rows, strict=True)]

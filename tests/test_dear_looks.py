@@ -71,6 +71,19 @@ def test_a_copy_goes_on_soon_behind_an_edit(kept: bool):
     assert (waited <= REPEATED + HEED) == kept
 
 
+@pytest.mark.parametrize("period", [20, 0])
+def test_a_text_without_hope_is_heard_while_others_are_drafted_for(period: int):
+    """Control: one that does not repeat itself."""
+    game = quick()
+    game.play(40)
+    game.period, request, bids = period, game.request(1), []
+    for _ in range(64):
+        game.services.steps += 1
+        request.tokens += game.written(request, 1)
+        bids.append(game.paying.bid(request, 16))
+    assert any(bids) == bool(period)
+
+
 def test_what_paid_for_some_texts_is_tried_on_a_few_that_follow():
     game = quick(period=40)
     game.play(300)

@@ -48,7 +48,15 @@ def test_every_method_is_listed(table, monkeypatch, capsys):
     heads, *lines = [line.split("\t") for line in said.splitlines()]
     assert code == 0 and tuple(heads) == methods.COLUMNS
     assert sorted(line[0] for line in lines) == sorted(RECIPES)
-    assert ["drafted", "draft-model", "exact", "exact-distribution", "draft", "-", "arXiv 2211.17192"] in lines
+    assert [
+        "drafted",
+        "draft-model",
+        "exact",
+        "exact-distribution",
+        "draft",
+        "no: draft missing",
+        "arXiv 2211.17192",
+    ] in lines
     order = [list(FAMILIES).index(line[1]) for line in lines]
     assert order == sorted(order)
 
@@ -96,10 +104,10 @@ def test_a_terminal_gets_a_table(table):
         ("zzz", ""),
     ],
 )
-def test_an_unknown_name_gets_the_nearest_three(table, name, near):
+def test_an_unknown_name_gets_the_nearest(table, name, near):
     with pytest.raises(ValueError, match=f"did you mean {near}") as refused:
         find_recipe(name)
-    assert str(refused.value).count(", ") == 2
+    assert str(refused.value).count(", ") <= 2
 
 
 def test_known_names_are_told_alone_and_others_are_wrong_usage(table, monkeypatch, capsys):

@@ -255,7 +255,7 @@ def test_chances_come_out_as_often_as_they_are_told_to():
 def test_nodes_that_were_not_sent_are_learnt_from_too():
     calibration = Calibration()
     tree = DraftTree([1, 2, 3], [-1, 0, 1], [0.5] * 3, [frozenset({"x"})] * 3)
-    assert calibration.learn({}, tree, [1, 2, 9]) == 2
+    calibration.learn({}, tree, [1, 2, 9])
     assert calibration.chance({}, frozenset({"x"}), 3, 0.5) < 0.5 < calibration.chance({}, frozenset({"x"}), 1, 0.5)
 
 
@@ -275,7 +275,7 @@ def test_where_copies_of_one_text_break_off_early_little_is_thought_of_their_end
     for _ in range(50):
         calibration.learn({}, copy, [1] * 17)
     for _ in range(6):
-        assert calibration.learn(own, copy, [1, 1, 2]) == 2
+        calibration.learn(own, copy, [1, 1, 2])
     assert sum(calibration.paths(own, copy)) < 4.0 < 12.0 < sum(calibration.paths({}, copy))
 
 

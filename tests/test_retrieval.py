@@ -249,6 +249,9 @@ def test_stores_keep_what_was_used_last():
     for first in range(60):
         trie.add(first, [1, 2])
     assert trie.find([59, 1, 2]) is not None and trie.find([0]) is None and len(trie) <= 100
+    for first in range(500):
+        trie.add(first, [])
+    assert len(trie.roots) <= 100, "first tokens with nothing behind them count, too"
     decaying = BranchTrie(10_000)
     for token in range(3000):
         decaying.add(5, [token % 700, 1])

@@ -111,7 +111,7 @@ def summary(done: Completion, llm: LLM) -> str:
 def kept(llm: LLM) -> str:
     """Return a line on the stores that outlive a request, or nothing where there is none."""
     stores = {name: sizes for method in llm.engine.methods.values() for name, sizes in method.stores().items()}
-    words = [f"{name} {', '.join(f'{size} {what}' for what, size in sizes.items())}" for name, sizes in stores.items()]
+    words = [f"{name} {', '.join(f'{what} {size}' for what, size in sizes.items())}" for name, sizes in stores.items()]
     return f"kept for later requests: {' · '.join(words)}\n" if words else ""
 
 

@@ -183,7 +183,9 @@ def race(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Smallest set of tokens with this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most for each prompt.", min=1)] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to write at most for each prompt.", min=1, show_default="128")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Rounds; in each, every method answers all prompts once.", min=1)] = 5,
     limit: Annotated[int | None, typer.Option(help="Only so many prompts, evenly over the files.", min=1)] = None,
     draft: Annotated[str | None, typer.Option(help="A draft model: embedded name, folder or hub id.")] = None,
@@ -305,8 +307,8 @@ def replay(
 def methods(
     names: Annotated[list[str] | None, typer.Argument(help="Only these; without names, all.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Say which methods run with this model, and what others lack.")
-    ] = None,
+        str, typer.Option("--model", "-m", help="Which methods run with this model, and what others lack.")
+    ] = "stretto-tiny",
     draft: Annotated[str | None, typer.Option(help="A draft model that would be aboard beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
 ) -> None:

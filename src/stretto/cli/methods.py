@@ -41,9 +41,9 @@ def aboard_of(model: str, draft: str | None) -> Aboard:
     return Aboard(models, tokenizers, frozenset({"draft"} if foreign else ()))
 
 
-def entry(recipe: Recipe, aboard: Aboard | None) -> dict[str, Any]:
-    """Return a row as plain data; ``runnable`` and ``missing`` are None where nothing is said to be aboard."""
-    lacking = None if aboard is None else sorted(missing(recipe, aboard))
+def entry(recipe: Recipe, aboard: Aboard) -> dict[str, Any]:
+    """Return a row as plain data."""
+    lacking = sorted(missing(recipe, aboard))
     return {
         "name": recipe.name,
         "family": recipe.family,
@@ -51,26 +51,26 @@ def entry(recipe: Recipe, aboard: Aboard | None) -> dict[str, Any]:
         "fidelity": recipe.fidelity,
         "claim": recipe.claim,
         "needs": sorted(recipe.needs),
-        "runnable": None if lacking is None else not lacking,
+        "runnable": not lacking,
         "missing": lacking,
         "same_as": recipe.same_as,
         "source": recipe.source,
     }
 
 
-def run(names: list[str], *, model: str | None, draft: str | None, as_json: bool) -> None:
+def run(names: list[str], *, model: str, draft: str | None, as_json: bool) -> None:
     """Print the methods of these names (all where there are none), by family and name."""
     try:
         recipes = [find_recipe(name) for name in names] or list(RECIPES.values())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    aboard = None if model is None and draft is None else aboard_of(model or "stretto-tiny", draft)
+    aboard = aboard_of(model, draft)
     order = list(FAMILIES)
     entries = [entry(recipe, aboard) for recipe in sorted(recipes, key=lambda r: (order.index(r.family), r.name))]
     if as_json:
         print(json.dumps(entries, ensure_ascii=False, indent=2))
     elif sys.stdout.isatty():
-        Console().print(_table(entries, asked=aboard is not None))
+        Console().print(_table(entries))
     else:
         print("\t".join(COLUMNS))
         for each in entries:
@@ -80,16 +80,16 @@ def run(names: list[str], *, model: str | None, draft: str | None, as_json: bool
 def _cells(entry: dict[str, Any]) -> list[str]:
     """Return the columns of a row, empty where there is nothing to say."""
     lacking = entry["missing"]
-    runnable = "" if lacking is None else f"no: {', '.join(lacking)} missing" if lacking else "yes"
+    runnable = f"no: {', '.join(lacking)} missing" if lacking else "yes"
     source = f"drafts as {entry['same_as']}; {entry['source']}" if entry["same_as"] else entry["source"]
     needs = ", ".join(entry["needs"])
     return [entry["name"], entry["family"], entry["fidelity"], entry["claim"], needs, runnable, source]
 
 
-def _table(entries: list[dict[str, Any]], *, asked: bool) -> Table:
+def _table(entries: list[dict[str, Any]]) -> Table:
     """Return the table for a terminal, without columns of which nothing is known; families stand apart."""
     rows = [_cells(each) for each in entries]
-    shown = [n for n, name in enumerate(COLUMNS) if n < 3 or any(row[n] for row in rows) or (asked and n == 5)]
+    shown = [n for n, name in enumerate(COLUMNS) if any(row[n] for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for n in shown:
         name = COLUMNS[n]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ from stretto.race.standing import Row, standing
 from stretto.recipes.table import RECIPES, find_recipe, missing
 from stretto.weights.files import write_whole
 
+SPARE = ("runs", "TTFT ms", "at a time", "TPOT ms", "tokens a step")
+"""Columns that a narrow terminal goes without, the first of them first; report and JSON hold them all."""
+MAX_TOKENS = 128
+"""Tokens of an answer, unless something else is asked for."""
 HEADS = ("method", "at a time", "runs", "tokens/s", "speed-up", "TTFT ms", "TPOT ms", "tokens a step", "text")
 
 
@@ -60,10 +64,15 @@ def run(
     """
     if bool(prompts) == (replay is not None):
         raise typer.BadParameter("give --prompts FILE, or --replay FILE with recorded texts", param_hint="--prompts")
+    for name in ("seed", "max_tokens") if replay else ():
+        if params[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("a recorded text has its own; leave this out with --replay", param_hint=option)
     page, data = _places(out, json_file)
     # What cannot be written should be known before hours of measuring.
     check_places({"--out": page, "--json": data, "--picture": picture_file, "--record": record})
     params["seed"] = secrets.randbits(31) if params["seed"] is None else params["seed"]
+    params["max_tokens"] = params["max_tokens"] or MAX_TOKENS
     sampling = checked(params, PLAIN, device)
     places, names = _numbers(concurrency), _names(methods)
     llm = LLM(
@@ -77,7 +86,7 @@ def run(
     )
     demonstration(model)
     course = _course(llm, prompts, replay, sampling, limit)
-    contest = Contest(llm, course.asked, _lineup(llm, names), places, pairs, lambda contest, text: None)
+    contest = Contest(llm, course.asked, _lineup(llm, names, replay), places, pairs, lambda contest, text: None)
     with Board() as board:
         contest.watch = board
         contest.go()
@@ -85,7 +94,7 @@ def run(
         print("stretto: interrupted before the first run was finished; nothing was measured", file=sys.stderr)
         raise KeyboardInterrupt
     loaded = {"draft": draft, "draft-weights": draft_weights, "weights": weights}
-    asked = {**loaded, **params, "rounds": pairs, "replay": replay and str(replay)}
+    asked = {**loaded, **({"replay": str(replay)} if replay else params), "rounds": pairs}
     result = conclude(contest, course, asked, {name: _flags(name, loaded) for name in contest.methods})
     Board.print(result)
     write_each(
@@ -136,6 +145,8 @@ def _numbers(text: str) -> list[int]:
 def _names(text: str | None) -> list[str] | None:
     """Return the names between commas, None for the default; ``all`` stays as it is."""
     names = None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    if names == []:
+        raise typer.BadParameter("expected names between commas", param_hint="--methods")
     try:
         for name in names or []:
             if name != "all":
@@ -145,12 +156,21 @@ def _names(text: str | None) -> list[str] | None:
     return names
 
 
-def _lineup(llm: LLM, names: list[str] | None) -> list[str]:
+def _lineup(llm: LLM, names: list[str] | None, replay: Path | None) -> list[str]:
     """Return the methods to race, plain first.
 
-    By default ``auto`` where it is aboard, else every exact method that runs here.
+    By default ``auto`` where it is aboard, else every exact method that runs here. Only exact ones can be raced on a
+    ``replay``. Raises ``ValueError`` for others.
     """
     here = [recipe for recipe in RECIPES.values() if not missing(recipe, llm.aboard)]
+    if replay is not None:
+        here = [recipe for recipe in here if recipe.fidelity == "exact"]
+        for recipe in map(find_recipe, set(names or ()) - {"all"}):
+            if recipe.fidelity != "exact":
+                raise ValueError(
+                    f"{recipe.name} decides by the target's probabilities, which a recorded text does not hold: "
+                    "leave it out, or race it on prompts (--prompts FILE)"
+                )
     if names is None:
         auto = [recipe.name for recipe in here if recipe.family == "auto"]
         names = auto[:1] or [recipe.name for recipe in here if recipe.fidelity == "exact"]
@@ -208,7 +228,7 @@ class Board:
         left = f" · {(time.monotonic() - self._began) * (total - done) / done / 60:.1f} min left" if done else ""
         if self._live is not None:
             line = Text(f"{text} · {done} of {total} runs{left} · Ctrl-C keeps what was measured", style="dim")
-            self._live.update(Group(table(standing(contest)), line), refresh=True)
+            self._live.update(Group(fitting(self._screen, standing(contest)), line), refresh=True)
         elif done > self._told:
             self._told, last = done, contest.runs[-1]
             where = f"round {last.round + 1}: {last.method} at {last.concurrency}"
@@ -218,7 +238,7 @@ class Board:
     def print(result: Result) -> None:
         """Print the final table and the advice on standard output."""
         screen = Console(width=None if sys.stdout.isatty() else 160)
-        screen.print(table(result.rows, result.best))
+        screen.print(fitting(screen, result.rows, result.best))
         for row in result.rows:
             for error in row.errors:
                 screen.print(Text(f"WRONG: {error}", style="bold red"))
@@ -227,10 +247,22 @@ class Board:
         screen.print(Text(result.advice, style="bold"))
 
 
-def table(rows: list[Row], best: dict[int, str] | None = None) -> Table:
+def fitting(screen: Console, rows: list[Row], best: dict[int, str] | None = None) -> Table:
+    """Return the standing with as many columns as a screen has room for."""
+    heads = list(HEADS)
+    shown = table(rows, best, heads)
+    for spare in SPARE:
+        if screen.measure(shown, options=screen.options.update(max_width=sys.maxsize)).maximum <= screen.width:
+            break
+        heads.remove(spare)
+        shown = table(rows, best, heads)
+    return shown
+
+
+def table(rows: list[Row], best: dict[int, str] | None = None, heads: Sequence[str] = HEADS) -> Table:
     """Return the standing; the method that is advised at each concurrency in bold."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in HEADS:
+    for name in heads:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         spread = row.speedup
@@ -246,5 +278,6 @@ def table(rows: list[Row], best: dict[int, str] | None = None) -> Table:
             agreement(row),
         ]
         wins = best is not None and best.get(row.concurrency) == row.method
-        shown.add_row(*cells, style="bold red" if row.errors else "bold" if wins else "")
+        told = [cell for name, cell in zip(HEADS, cells, strict=True) if name in heads]
+        shown.add_row(*told, style="bold red" if row.errors else "bold" if wins else "")
     return shown

@@ -85,6 +85,8 @@ def _measure(target: str, draft: str, data: Path, split: str, limit: int | None,
     from stretto.engine.llm import LLM
     from stretto.training.agreement import agreement_on_files
 
+    part = f"{limit} documents of each corpus" if limit else "all of it; stretto train agreement --limit N takes less"
+    _say(f"counting where both choose alike on {split}: {part}")
     both = LLM(target, threads=threads), LLM(draft, threads=threads)
     for name, found in agreement_on_files(*both, data, split, limit).items():
         _say(f"agreement on {split}, {name}: {found}")

@@ -281,7 +281,7 @@ def draft_folder(draft: str) -> Path:
         return Path(resolve(draft, accept=family_of))
     except (ValueError, FileNotFoundError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"draft={draft!r}: {error}") from None
+        raise kind(f"the draft: {error}") from None
 
 
 def same_vocabulary(models: Mapping[str, Model], tokenizers: Mapping[str, Tokenizer | None], draft: str) -> bool:

@@ -193,12 +193,13 @@ class Engine:
     def _count_rows(self, request: Request, chunk: Chunk) -> None:
         rows, kinds = len(chunk.tokens), self.kinds
         request.stats.rows += rows
-        if chunk.roles is None:
-            request.stats.prompt_rows += rows
         if chunk.model != request.model:
             kinds["draft_model"] += rows
+        elif chunk.roles is None and rows == 1 and request.pending == 1:
+            kinds["decode"] += 1
         elif chunk.roles is None:
-            kinds["decode" if rows == 1 and request.pending == 1 else "prompt"] += rows
+            kinds["prompt"] += rows
+            request.stats.prompt_rows += rows
         else:
             kinds["decode"] += 1
             kinds["drafted"] += rows - 1

@@ -64,13 +64,15 @@ class Course:
 def open_text(path: Path) -> str:
     """Return the text of a file, plain or ``.xz``, without a byte order mark.
 
-    Raises ``OSError``, and ``ValueError`` for what is no UTF-8 text.
+    Raises ``OSError`` and, for what is no UTF-8 text, ``ValueError``; both name the file.
     """
     try:
         if path.suffix == ".xz":
             with lzma.open(path, "rt", encoding="utf-8-sig") as file:
                 return file.read()
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror}; expected a file with prompts or records") from None
     except (UnicodeDecodeError, lzma.LZMAError) as error:
         raise ValueError(
             f"{path} cannot be read: {error}; expected text in UTF-8, plain or compressed as .xz"
@@ -114,7 +116,7 @@ def read_course(paths: Sequence[Path], llm: LLM, params: SamplingParams, *, limi
         )
     found = [entry for path in paths for entry in _entries(path)]
     if later := sum(len(entry.value) - 1 for entry in found if isinstance(entry.value, _Turns)):
-        course.notes.append(f"{later} second and later turns are left out: of each conversation the first is asked")
+        course.notes.append(f"of each conversation the first turn is asked; {_some(later, 'later turn')} left out")
     if limit is not None and limit < len(found):
         course.notes.append(f"{limit} of {len(found)} prompts are taken, evenly over the files")
         found = [found[place * len(found) // limit] for place in range(limit)]
@@ -127,15 +129,19 @@ def read_course(paths: Sequence[Path], llm: LLM, params: SamplingParams, *, limi
             text = entry.value if isinstance(entry.value, str) else llm.tokenizer.decode(ids) if llm.tokenizer else ""
             course.asked.append(Asked(tuple(ids), params, entry.category, text))
     if empty:
-        course.notes.append(f"{empty} empty prompts are left out")
+        course.notes.append(f"{_some(empty, 'empty prompt')} left out")
     if long:
         course.notes.append(
-            f"{long} prompts are left out: longer than {room} tokens, which is what {params.max_tokens} new ones leave"
+            f"{_some(long, 'prompt')} left out: longer than the {room} tokens that {params.max_tokens} new ones leave"
         )
     if not course.asked:
-        told = "; ".join(course.notes) or "the files hold none"
+        told = "; ".join(course.notes) or "there is none; write one a paragraph, or objects with a prompt as .jsonl"
         raise ValueError(f"no prompt is left of {', '.join(map(str, paths))}: {told}")
     return course
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
 
 
 class _Turns(list[str]):

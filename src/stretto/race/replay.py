@@ -7,7 +7,8 @@ drafts of a draft model that is aboard, are accepted as often as the text deserv
 
 What does not carry over is what a method reads from the target itself. Rows off the recorded path, rows that see less
 than their whole path and rows that leave early keep the logits that the weights give, so methods that draft from those
-(Jacobi, lookahead decoding, early exit) are worth here what the weights are worth.
+(Jacobi, lookahead decoding, early exit) are worth here what the weights are worth. Nor do probabilities: a recorded
+token is certain, so verifiers that weigh the target's against a draft's mean nothing on a replay.
 """
 
 from __future__ import annotations

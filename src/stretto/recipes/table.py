@@ -19,6 +19,10 @@ PLAIN = Recipe("plain", lambda aboard: Plain(), "plain", "exact")
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PLAIN, AUTO, *DRAFTING, *RULES, *RETRIEVAL, *JACOBI)}
 
 
+NEARLY = 0.85
+"""Share of the likest name's likeness from which on another is worth being named beside it."""
+
+
 def find_recipe(name: str) -> Recipe:
     """Return the row of that name. Raises ``ValueError`` with the nearest names for an unknown one."""
     if name not in RECIPES:
@@ -27,13 +31,16 @@ def find_recipe(name: str) -> Recipe:
 
 
 def _nearest(name: str) -> list[str]:
-    """Return the three names most like this one, by the whole or by one of the words in them."""
+    """Return at most three names like this one, by the whole or by one of the words in them: the likest, and others
+    that are nearly as like.
+    """
 
     def likeness(known: str) -> tuple[float, float]:
         whole, *words = (SequenceMatcher(None, name.lower(), each).ratio() for each in (known, *known.split("-")))
         return max(whole, *words), whole
 
-    return nlargest(3, RECIPES, key=likeness)
+    likest = nlargest(3, RECIPES, key=likeness)
+    return [known for known in likest if likeness(known)[0] >= NEARLY * likeness(likest[0])[0]]
 
 
 def build_method(name: str, aboard: Aboard | None = None) -> DecodingMethod:
@@ -55,7 +62,9 @@ def _remedy(lacking: frozenset[str], things: frozenset[str]) -> str:
         return ": the draft that is aboard has another vocabulary than the target; use method='slem'"
     if "foreign-draft" in lacking and "draft" in things:
         return ": the draft that is aboard has the target's own vocabulary; use method='draft-model'"
-    return ": name a draft model with draft=PATH (--draft PATH)" if lacking & {"draft", "foreign-draft"} else ""
+    if "foreign-draft" in lacking:
+        return ": name a draft model with a vocabulary of its own, draft=PATH (--draft PATH)"
+    return ": name a draft model with draft=PATH (--draft PATH)" if "draft" in lacking else ""
 
 
 def methods_page() -> str:

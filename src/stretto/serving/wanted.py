@@ -217,7 +217,7 @@ def fits(method: str, fidelity: str, default: str) -> str:
         raise refused(error) from None
     if ORDER.index(recipe.fidelity) > ORDER.index(fidelity):
         raise wrong(
-            f"method={method!r} is {recipe.fidelity}, fidelity={fidelity!r} was asked for: "
+            f"method={method!r} is {recipe.fidelity}, and fidelity={fidelity!r} is the least that is accepted: "
             f"choose another method or say fidelity={recipe.fidelity!r}",
             "method",
         )

@@ -54,7 +54,7 @@ def resolve(model: str | Path, accept: Accept = lambda config: None) -> Path:
     )
     asked = parse(name)
     if asked is None:
-        raise FileNotFoundError(f"{tried}, and no id of the Hugging Face hub, which look like owner/name")
+        raise FileNotFoundError(f"{tried}, and no id of the Hugging Face hub, which looks like owner/name")
     try:
         return fetch(asked, COMPANIONS, accept)
     except OSError as error:

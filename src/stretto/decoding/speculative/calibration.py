@@ -67,12 +67,12 @@ class Calibration:
             paths.append(chance / max(1.0, sums[parent]) * (1.0 if parent < 0 else paths[parent]))
         return paths
 
-    def learn(self, own: Counts, tree: DraftTree, text: Sequence[int]) -> int:
+    def learn(self, own: Counts, tree: DraftTree, text: Sequence[int]) -> None:
         """Count what became of every node that ``text``, the tokens committed behind the tree's root, tells about.
 
-        Sent or not: the text does not depend on it. Return how far the tree followed the text.
+        Sent or not: the text does not depend on it.
         """
-        parent, followed, found = -1, 0, Counts()
+        parent, found = -1, Counts()
         last, entry = None, [0.0, 0.0]
         for depth, token in enumerate(text, 1):
             follower = -1
@@ -86,13 +86,12 @@ class Calibration:
                     follower = child
             if follower < 0:
                 break
-            parent, followed = follower, depth
+            parent = follower
         for key, (kept, seen) in found.items():
             expected = seen * _general(self._all.get(key), key[2] / (BINS - 1))
             _count(own, _whole(key[0]), kept, expected)
             _count(self._all, key, kept, seen)
             _count(own, key, kept, seen)
-        return followed
 
 
 def _key(owners: frozenset[str], depth: int, said: float) -> Key:

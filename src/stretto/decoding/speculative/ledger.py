@@ -157,11 +157,10 @@ class Ledger:
         self._keep_pace(counts, tokens)
         return wall, plain
 
-    def count_rest(self, steps: int) -> int:
-        """Count steps in which drafting rests; return how many are left."""
+    def count_rest(self, steps: int) -> None:
+        """Count steps in which drafting rested."""
         self.steps += steps
         self.resting = max(0, self.resting - steps)
-        return self.resting
 
     def rest(self, step: int, steps: int, price: PassPrice, load: Load, alike: bool) -> float:
         """Book so many of such steps, of which the last ends now, and learn the pace of plain decoding from them.

@@ -15,7 +15,7 @@ from stretto.decoding.known import commit_known, known_chunk, prompt_logprobs
 from stretto.decoding.method import Facts, Services
 from stretto.decoding.speculative.allocator import Allocator, Drafted, Everything
 from stretto.decoding.speculative.drafter import Draft, Drafter, Observation, Ticket
-from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, obeying, only
+from stretto.decoding.speculative.trees import EMPTY, descend, draft_chunk, obeying, only, rehung
 from stretto.decoding.speculative.walking import settle, walk_all
 
 log = logging.getLogger("stretto")
@@ -66,7 +66,7 @@ class Speculative:
             needs=needs | (frozenset() if feature is None else frozenset({feature})),
             scratch=scratch,
         )
-        self.services: Services | None = None
+        self.services: Services
         self._spent: dict[str, float] = {}
         """Milliseconds that each drafter took in this step: for its drafts, and for what it learnt of the last one."""
         self._learning: dict[str, float] = {}
@@ -75,6 +75,8 @@ class Speculative:
         """Steps of the rest at hand, and those of them that are still to come."""
         self._plain = False
         """Whether the step at hand is one."""
+        self._counted = 0
+        """The engine's step that was the last to be counted as one."""
         # What is remembered about a request lies under the method's and the drafters' own names.
         self._drafted, self._met = f"{name}.drafted", f"{name}.met"
         self._tree, self._seen = f"{name}.tree", f"{name}.seen"
@@ -133,10 +135,12 @@ class Speculative:
         """Walk every request's tree, all in lockstep, and tell allocator and drafters what came of it."""
         if self._plain:
             done = commit_known(requests, chunks, outputs)
-            self._resting -= 1
-            if self._resting <= 0:
-                self.allocator.rest(done, self._rest - self._resting)
-                self._rest = self._resting = self.allocator.rests()
+            if self._counted != self.services.steps:  # a step whose pass raised is committed request by request
+                self._counted = self.services.steps
+                self._resting -= 1
+                if self._resting <= 0:
+                    self.allocator.rest(done, self._rest - self._resting)
+                    self._rest = self._resting = self.allocator.rests()
             return done
         if any(chunk.roles is not None for chunk in chunks):
             done, walking = self._commit_drafts(requests, chunks, outputs)
@@ -148,16 +152,22 @@ class Speculative:
                 if each.filled == len(each.request.tokens)
             ]
         drafted = [found for seen in walking if (found := seen.request.memory.get(self._drafted)) is not None]
-        self.allocator.learn(drafted, walking, self._spent)
+        spent, self._spent = self._spent, {}
+        self.allocator.learn(drafted, walking, spent)
         self._rest = self._resting = self.allocator.rests()
-        listening = [each for each in self.drafters if each.name in self._spent or self.allocator.hears(each.name)]
+        listening = [each for each in self.drafters if each.name in spent or self.allocator.hears(each.name)]
         if listening:
             self._guard(lambda drafter: self._tell(drafter, walking), listening)
         return done
 
     def _tell(self, drafter: Drafter, walking: Sequence[Observation]) -> None:
         began = time.perf_counter()
-        drafter.observe(walking)
+        try:
+            drafter.observe(walking)
+        except MaskError as error:  # of one request: the others' observations are worth having
+            log.debug("drafter %s: %s", drafter.name, error)
+            for seen in walking if len(walking) > 1 else ():
+                self._tell(drafter, [seen])
         self._learning[drafter.name] = (time.perf_counter() - began) * 1e3
 
     def _commit_drafts(
@@ -215,7 +225,7 @@ class Speculative:
         for found, nodes, limit in zip(drafted, sent, rows, strict=True):
             tree = only(found.tree, nodes)
             alone = next(iter(found.by_drafter.values())) if len(found.by_drafter) == 1 else Draft(tree)
-            probes, entered = alone.probes, None
+            probes, entered = rehung(alone.probes, nodes, len(found.tree)), None
             if probes is not None and len(tree) + len(probes.tokens) > limit:
                 probes = None
             if alone.entered is not None and probes is None:
@@ -252,7 +262,7 @@ class Speculative:
     def _checked(self, drafter: Drafter, requests: list[Request], rows: list[int]) -> list[Draft | None]:
         """Return a drafter's drafts, late ones that have arrived included: well-formed trees that obey their masks."""
         drafts: list[Draft | None] = []
-        for request, draft in zip(requests, drafter.draft(requests, rows), strict=True):
+        for request, draft in zip(requests, self._asked(drafter, requests, rows), strict=True):
             key = f"{drafter.name}.ticket"
             ticket: Ticket | None = request.memory.pop(key, None)
             if draft is not None and not isinstance(draft, Draft):
@@ -270,14 +280,29 @@ class Speculative:
             drafts.append(draft if draft is None or not len(draft.tree) else self._obeying(draft, request))
         return drafts
 
+    def _asked(
+        self, drafter: Drafter, requests: Sequence[Request], rows: Sequence[int]
+    ) -> Sequence[Draft | Ticket | None]:
+        """Return a drafter's answers; a mask that raises costs its own request the draft, and no other."""
+        try:
+            return drafter.draft(requests, rows)
+        except MaskError as error:
+            log.debug("drafter %s: %s", drafter.name, error)
+            if len(requests) == 1:
+                return [None]
+            return [self._asked(drafter, [each], [room])[0] for each, room in zip(requests, rows, strict=True)]
+
     def _obeying(self, draft: Draft, request: Request) -> Draft | None:
-        """Return what the request's mask leaves of a draft, None where that is nothing."""
-        left = obeying(draft, request.state)
+        """Return what the request's mask leaves of a draft, None where that is nothing or the mask raises."""
+        try:
+            left = obeying(draft, request.state)
+        except MaskError as error:
+            log.debug("the mask of request %d: %s", request.id, error)
+            return None
         return left if len(left.tree) or left.probes else None
 
     def _validate(self, request: Request, draft: Draft) -> None:
         """Raise ``ValueError`` for a tree, or for probe rows, that would end the request if they reached a pass."""
-        assert self.services is not None
         vocabulary = self.services.models[request.model].vocab_size
         draft.tree.validate(vocabulary)
         self.verifier.check(draft.tree)
@@ -285,17 +310,13 @@ class Speculative:
             draft_chunk(request, draft).validate(vocabulary)
 
     def _guard(self, call: Callable[[Drafter], object], drafters: Sequence[Drafter] | None = None) -> None:
-        """Call for every drafter, or for some; one that raises is dropped for good.
-
-        Unless it met a mask that raises: what ends with this call is that request's, as its own choice will find out.
-        """
+        """Call for every drafter, or for some; one that raises is dropped for good."""
         for drafter in list(self.drafters) if drafters is None else drafters:
             try:
                 call(drafter)
-            except MaskError as error:
-                log.debug("drafter %s: %s", drafter.name, error)
             except Exception as error:
                 log.warning("drafter %s is dropped: %s: %s", drafter.name, type(error).__name__, error)
                 self.drafters.remove(drafter)
                 self._spent.pop(drafter.name, None)
+                self._learning.pop(drafter.name, None)
                 self.allocator.dropped(drafter.name)

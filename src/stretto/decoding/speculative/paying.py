@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
@@ -103,10 +102,9 @@ class Paying:
         """Bid for somewhat more rows than were sent of late, or for none."""
         assert self.services is not None
         own, step, worth, ledger = self._own(request), self.services.steps, self.worth, self.ledger
-        if own.away > step and not (step % HEED == 0 and self._echoes(request, own)):
-            until = own.away
-        elif not (own.places or own.echoed or own.like == FORMED or self._hopes()):
-            until = step + HOPELESS
+        hopeless = not (own.places or own.echoed or own.like == FORMED or self._hopes())
+        if (hopeless or own.away > step) and not (step % HEED == 0 and self._echoes(request, own)):
+            until = own.away if own.away > step else step + HOPELESS
         elif ledger.wants_plain(*self._settled(request.model)):
             self._sleep = 0
             return 0
@@ -279,7 +277,7 @@ class Paying:
         own = self._own(request)
         if len(request.tokens) > own.booked:
             self._book_rest(request, own, self.ledger.plain_ms(*self._settled(request.model)))
-        request.stats.reason = partial(self.why, own)
+        request.stats.reason = self.why(own)
 
     def why(self, own: Own) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
@@ -290,14 +288,15 @@ class Paying:
             place = name, own.like
             state = "on" if self.worth.pays(place, own.gains) else "off"
             words.append(f"{name} {state} ({self.worth.tokens(place, own.gains):.2f} tokens for {cost.value:.2f} ms)")
-        return ", ".join(words) or "nothing drafted yet"
+        dear = "drafts would take longer than passes, unless texts repeat themselves"
+        return ", ".join(words) or (dear if self._dear else "too short to tell")
 
-    def thresholds(self, drafter: str, rounds: float, model: str = "target") -> tuple[float, float]:
+    def thresholds(self, drafter: str, rounds: float) -> tuple[float, float]:
         """Return in tokens what a row of the pass costs at least, and a further round of a drafter's own passes.
 
         ``rounds``: how many the drafter makes in a call, on average.
         """
-        price, load = self._price(model)
+        price, load = self._price("target")
         token = self.ledger.token_ms(price, load)
         row = (self.ledger.pass_ms(price, load, 8) - load.ms(price)) / 8
         return max(0.01, row / token), self.worth.round_ms(drafter, rounds) / token

@@ -52,16 +52,16 @@ def obeying(draft: Draft, state: SamplerState) -> Draft:
     if len(nodes) == len(tree):
         return draft
     entered = None if draft.entered is None else draft.entered.only(nodes)
-    return Draft(only(tree, nodes), _rehung(draft.probes, nodes, len(tree)), entered)
+    return Draft(only(tree, nodes), rehung(draft.probes, nodes, len(tree)), entered)
 
 
-def _rehung(probes: Probes | None, nodes: Sequence[int], before: int) -> Probes | None:
+def rehung(probes: Probes | None, nodes: Sequence[int], before: int) -> Probes | None:
     """Return the probe rows of a tree of which ``nodes`` are left, None if some hang on others that are gone.
 
     ``before``: how many nodes there were.
     """
-    if probes is None:
-        return None
+    if probes is None or len(nodes) == before:
+        return probes
     place = {CONTEXT: CONTEXT, 0: 0, **{old + 1: new + 1 for new, old in enumerate(nodes)}}
     place |= {1 + before + row: 1 + len(nodes) + row for row in range(len(probes.tokens))}
     if any(segment.parent not in place for segment in probes.segments):

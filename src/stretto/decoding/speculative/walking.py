@@ -41,11 +41,13 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
 
 def settle(seen: Observation, walked: Walked) -> None:
     """Write a walk's end into the commit: tokens, rows to keep, watermark, statistics."""
-    committed, output, base = seen.committed, seen.output, seen.base
+    committed, output, base, tree = seen.committed, seen.output, seen.base, seen.tree
     if walked.error is not None and not walked.tokens:
         fail(committed, walked.error)
         return
-    seen.nodes = walked.nodes
+    # A drafted token that ends the text was right, too, though its row is not kept.
+    last = tree.child(walked.nodes[-1] if walked.nodes else -1, walked.tokens[-1]) if walked.finish else None
+    seen.nodes = walked.nodes if last is None else [*walked.nodes, last]
     position = committed.filled
     assert position is not None
     # A walk cut by an error keeps its last token's row for the next step, where the error is met at the root.
@@ -54,22 +56,23 @@ def settle(seen: Observation, walked: Walked) -> None:
     committed.keep = [(row, position + depth) for depth, row in enumerate(rows) if row is not None]
     committed.filled = position + len(nodes)
     committed.tokens, committed.finish = tuple(walked.tokens), walked.finish
-    committed.drafted, committed.accepted = len(seen.tree), len(walked.nodes)
-    committed.drafts = by_depth(seen.tree, walked.nodes)
-    owners = ["+".join(sorted(seen.tree.owners[node])) for node in walked.nodes]
+    committed.drafted, committed.accepted = len(tree), len(seen.nodes)
+    committed.drafts = by_depth(tree, seen.nodes, ended=last is not None)
+    owners = ["+".join(sorted(tree.owners[node])) for node in seen.nodes]
     committed.origins = (owners + [""] * len(walked.tokens))[: len(walked.tokens)]
     if seen.request.params.logprobs is not None:
         places = [output.row(base), *(output.row(base + 1 + node) for node in nodes)]
         committed.logits = output.logits[places]
 
 
-def by_depth(tree: DraftTree, accepted: Sequence[int]) -> dict[str, list[list[int]]]:
+def by_depth(tree: DraftTree, accepted: Sequence[int], ended: bool = False) -> dict[str, list[list[int]]]:
     """Return by drafter and depth how many positions it drafted tokens for that were checked, and accepted.
 
-    A depth is checked where the path to it was accepted: what hangs under a rejected token says nothing.
+    A depth is checked where the path to it was accepted: what hangs under a rejected token says nothing, nor does what
+    hangs under the last accepted one where the text ``ended`` with it.
     """
     drafts: dict[str, list[list[int]]] = {}
-    reached = [-1, *accepted]
+    reached = [-1, *accepted][: len(accepted) + (not ended)]
     for depth, parent in enumerate(reached):
         kept = accepted[depth] if depth < len(accepted) else None
         names: dict[str, bool] = {}

@@ -17,6 +17,7 @@ from stretto.core.request import Request
 from stretto.core.tree import DraftTree
 from stretto.decoding.method import Services, View
 from stretto.decoding.speculative.drafter import Draft, Observation
+from stretto.decoding.speculative.trees import EMPTY
 from stretto.tokens.tokenizer import Tokenizer
 
 CATCH_UP = 256
@@ -94,8 +95,8 @@ class TranslatedDrafter:
             ends = self.tokenizer.eos_ids
             going = [each for each in going if 0 < len(each.tokens) < each.length and each.tokens[-1] not in ends]
         for each in begun:
-            if each is not None and each.tokens:
-                drafts[each.place] = self._spelled(each, rows[each.place])
+            if each is not None:
+                drafts[each.place] = self._spelled(each, rows[each.place]) if each.tokens else Draft(EMPTY)
         return drafts
 
     def _begin(self, place: int, request: Request) -> Writing | None:

@@ -46,11 +46,12 @@ class BranchTrie:
         root = self.roots.get(first)
         if root is None:
             root = self.roots[first] = Node()
-            self.sizes[first] = 0
+            self.sizes[first], made = 0, 1
         else:
             self.roots.move_to_end(first)
+            made = 0
         root.count += 1.0
-        node, made = root, 0
+        node = root
         for token in branch:
             child = node.next.get(token)
             if child is None:
