@@ -10,16 +10,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from math import comb
 from xml.etree import ElementTree
 
 import pytest
 from drafters import GarbageDrafter
+from rich.console import Console
 
 from stretto import LLM, SamplingParams
 from stretto.cli.main import main
 from stretto.cli.outputs import write_each
-from stretto.cli.race import _flags
+from stretto.cli.race import _flags, fitting
 from stretto.core.tree import DraftTree
 from stretto.decoding.method import Facts
 from stretto.decoding.plain import Plain
@@ -189,6 +191,7 @@ def few(row):
         ([few(row("a", 9.5)), row("b", 1.5)], "Use --method b: 1.60", {1: "b"}),
         ([few(row("a", 1.5)), row("b", 0.5)], "Too few rounds", {1: None}),
         ([few(row("a", 1.5, "approximate")), row("b", 0.5)], "Plain is best here", {1: "plain"}),
+        ([few(row("a", 1.5, "approximate"))], "Too few rounds", {1: None}),
         (
             [row("a", 1.5), few(row("a", 1.5, concurrency=4))],
             "Use --method a at concurrency 1: 1.60 (1.50 to 1.70) times plain's speed, the same text; "
@@ -331,8 +334,16 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
     assert [(r["method"], r["concurrency"]) for r in data["rows"]][:2] == [("plain", 1), ("tail", 1)]
     assert len(data["runs"]) == 6 and data["conditions"]["seed"] == 4 and data["advice"] in said.replace("\n", " ")
     assert "<svg" in (out / "race.html").read_text()
-    code, said, _ = stretto("--replay", str(again), *options)
+    replay = ["--replay", str(again), "--pairs", "1"]
+    code, said, _ = stretto(*replay, "--methods", "tail", "--json", f"{tmp_path}/again.json")
     assert code == 0 and "tail" in said
+    conditions = json.loads((tmp_path / "again.json").read_text())["conditions"]
+    assert conditions["replay"] == str(again) and not conditions.keys() & {"seed", "max_tokens", "temperature"}
+    for option in ("--seed", "--max-tokens"):
+        code, _, errors = stretto(*replay, option, "4")
+        assert code == 2 and option in errors
+    code, _, errors = stretto(*replay, "--methods", "lossy")
+    assert code == 1 and "lossy decides by the target's probabilities" in errors
     code, said, errors = stretto("--prompts", f"{tmp_path}/p.txt", *options, "--methods", "tail,liar")
     assert code == 1 and "WRONG: liar promises plain's text" in said and "texts were wrong with liar" in errors
     for wrong, told in [
@@ -345,6 +356,15 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
     ]:
         code, _, errors = stretto("--prompts", f"{tmp_path}/p.txt", *options, *wrong)
         assert code == 2 and told in errors and "round 1" not in errors
+
+
+@pytest.mark.parametrize("width", [200, 80, 48])
+def test_a_narrow_terminal_loses_columns_and_no_figures(width):
+    screen = Console(width=width, file=StringIO())
+    screen.print(fitting(screen, [row("speculative-decoding", 1.5, "exact-distribution"), row("auto", 2.25)]))
+    heads, *lines = screen.file.getvalue().splitlines()
+    assert not any("…" in line for line in (heads, *lines)) and max(map(len, lines)) <= width
+    assert ("runs" in heads) == (width == 200) and "2.35 (2.25-2.45)" in lines[-1]
 
 
 def test_a_file_that_cannot_be_written_costs_no_other(tmp_path):

@@ -252,7 +252,7 @@ def fitting(screen: Console, rows: list[Row], best: dict[int, str] | None = None
     heads = list(HEADS)
     shown = table(rows, best, heads)
     for spare in SPARE:
-        if screen.measure(shown, options=screen.options.update(max_width=sys.maxsize)).maximum <= screen.width:
+        if screen.measure(shown, options=screen.options.update(max_width=sys.maxsize)).minimum <= screen.width:
             break
         heads.remove(spare)
         shown = table(rows, best, heads)
@@ -263,7 +263,8 @@ def table(rows: list[Row], best: dict[int, str] | None = None, heads: Sequence[s
     """Return the standing; the method that is advised at each concurrency in bold."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name in heads:
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        first = name == "method"
+        shown.add_column(name, justify="left" if first else "right", no_wrap=not first)
     for row in rows:
         spread = row.speedup
         cells = [

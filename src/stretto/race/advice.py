@@ -16,10 +16,10 @@ def best(rows: Sequence[Row], concurrency: int) -> str | None:
 
     None where too few rounds were finished to tell.
     """
-    raced = [row for row in rows if row.concurrency == concurrency and row.speedup is not None]
+    raced = [row.speedup for row in rows if row.concurrency == concurrency and row.speedup is not None]
     gains = _gains(rows, concurrency)
     worth = {method: gain.median for method, gain in gains.items() if gain.sure and gain.low > WORTH}
-    if not raced or not (worth or all(row.speedup is not None and row.speedup.sure for row in raced)):
+    if not raced or not (worth or all(gain.sure for gain in gains.values() or raced)):
         return None
     return max(worth, key=lambda method: worth[method], default=PLAIN)
 
