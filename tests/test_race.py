@@ -358,7 +358,7 @@ def test_the_command_writes_what_it_was_asked_for(recipes, tmp_path, capsys, mon
         assert code == 2 and told in errors and "round 1" not in errors
 
 
-@pytest.mark.parametrize("width", [200, 80, 48])
+@pytest.mark.parametrize("width", [200, 80, 60])
 def test_a_narrow_terminal_loses_columns_and_no_figures(width):
     screen = Console(width=width, file=StringIO())
     screen.print(fitting(screen, [row("speculative-decoding", 1.5, "exact-distribution"), row("auto", 2.25)]))

@@ -31,8 +31,10 @@ from stretto.race.standing import Row, standing
 from stretto.recipes.table import RECIPES, find_recipe, missing
 from stretto.weights.files import write_whole
 
-SPARE = ("runs", "TTFT ms", "at a time", "TPOT ms", "tokens a step")
-"""Columns that a narrow terminal goes without, the first of them first; report and JSON hold them all."""
+FIDELITY = "fidelity"
+"""Stands behind the name of a method that is not exact."""
+SPARE = (FIDELITY, "runs", "TTFT ms", "at a time", "TPOT ms", "tokens a step")
+"""What a narrow terminal goes without, the first of it first; report and JSON hold it all."""
 MAX_TOKENS = 128
 """Tokens of an answer, unless something else is asked for."""
 HEADS = ("method", "at a time", "runs", "tokens/s", "speed-up", "TTFT ms", "TPOT ms", "tokens a step", "text")
@@ -249,10 +251,10 @@ class Board:
 
 def fitting(screen: Console, rows: list[Row], best: dict[int, str] | None = None) -> Table:
     """Return the standing with as many columns as a screen has room for."""
-    heads = list(HEADS)
+    heads = [*HEADS, FIDELITY]
     shown = table(rows, best, heads)
     for spare in SPARE:
-        if screen.measure(shown, options=screen.options.update(max_width=sys.maxsize)).minimum <= screen.width:
+        if screen.measure(shown, options=screen.options.update(max_width=sys.maxsize)).maximum <= screen.width:
             break
         heads.remove(spare)
         shown = table(rows, best, heads)
@@ -262,13 +264,13 @@ def fitting(screen: Console, rows: list[Row], best: dict[int, str] | None = None
 def table(rows: list[Row], best: dict[int, str] | None = None, heads: Sequence[str] = HEADS) -> Table:
     """Return the standing; the method that is advised at each concurrency in bold."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in heads:
-        first = name == "method"
-        shown.add_column(name, justify="left" if first else "right", no_wrap=not first)
+    for name in HEADS:
+        if name in heads:
+            shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         spread = row.speedup
         cells = [
-            row.method if row.fidelity == "exact" else f"{row.method} ({row.fidelity})",
+            row.method if row.fidelity == "exact" or FIDELITY not in heads else f"{row.method} ({row.fidelity})",
             str(row.concurrency),
             str(row.runs),
             f"{row.speed:.1f}",
