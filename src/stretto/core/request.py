@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -54,8 +54,8 @@ class Stats:
     """Wall time of its steps behind the prompt, as far as an allocator booked them."""
     plain_ms: float = 0.0
     """What plain decoding would have taken for the tokens of those steps, by the allocator's ledger."""
-    reason: str = ""
-    """Why it was drafted for as it was, in a few words, once it has ended."""
+    reason: Callable[[], str] = str
+    """Says why it was drafted for as it was, in a few words; asked when its end is told."""
     preemptions: int = 0
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None
@@ -68,7 +68,7 @@ class Stats:
         counts = ("rows", "prompt_rows", "cached", "catch_up", "drafted", "accepted", "preemptions")
         steps = ("steps", "writing", "written")
         times = ("decoding_ms", "plain_ms")
-        lists = {"drafts": self.drafts, "origins": self.origins, "why": self.reason}
+        lists = {"drafts": self.drafts, "origins": self.origins, "why": self.reason()}
         return {
             **{name: getattr(self, name) for name in (*counts, *steps, *times)},
             **lists,

@@ -17,13 +17,17 @@ from stretto.tokens.tokenizer import Tokenizer
 def read_documents(path: Path) -> list[str]:
     """Return the documents of one file in the order they stand in.
 
-    Raises ``ValueError`` with the line number when a line holds neither ``text`` nor a prompt.
+    Raises ``ValueError`` with the line number when a line is no JSON or holds neither ``text`` nor a prompt.
     """
     opener = lzma.open if path.suffix == ".xz" else open
     documents = []
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                told = "expected JSON Lines, objects with a text or a prompt"
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); {told}") from None
             if "text" in record:
                 documents.append(record["text"])
             elif "prompt" in record:

@@ -285,7 +285,7 @@ class Speculative:
     ) -> Sequence[Draft | Ticket | None]:
         """Return a drafter's answers; a mask that raises costs its own request the draft, and no other."""
         try:
-            return drafter.draft(requests, rows)
+            return _answers(drafter.draft(requests, rows), len(requests))
         except MaskError as error:
             log.debug("drafter %s: %s", drafter.name, error)
             if len(requests) == 1:
@@ -320,3 +320,13 @@ class Speculative:
                 self._spent.pop(drafter.name, None)
                 self._learning.pop(drafter.name, None)
                 self.allocator.dropped(drafter.name)
+
+
+def _answers(found: object, wanted: int) -> Sequence[Draft | Ticket | None]:
+    """Return what a drafter answered to so many requests. Raises ``TypeError`` for what are no answers."""
+    if not isinstance(found, Sequence) or len(found) != wanted:
+        raise TypeError(f"draft returned {found!r:.80}; expected a list with one answer for each of {wanted} requests")
+    for answer in found:
+        if answer is not None and not isinstance(answer, Draft) and not hasattr(answer, "poll"):
+            raise TypeError(f"draft returned {answer!r:.80} for a request; expected a Draft, a Ticket or None")
+    return found

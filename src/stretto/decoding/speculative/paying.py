@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stretto.decoding.speculative.allocator import Drafted
@@ -277,7 +278,7 @@ class Paying:
         own = self._own(request)
         if len(request.tokens) > own.booked:
             self._book_rest(request, own, self.ledger.plain_ms(*self._settled(request.model)))
-        request.stats.reason = self.why(own)
+        request.stats.reason = partial(self.why, own)
 
     def why(self, own: Own) -> str:
         """Return in a few words which drafters run for a request, and what those at rest would bring."""
