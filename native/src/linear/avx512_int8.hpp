@@ -36,9 +36,9 @@ STRETTO_INLINE void int8_half(__m512 (&sum)[R], const char* weights, const char*
 }
 
 // Whether a tile multiplies both halves of a panel at once: digits that are spread over a register serve two products
-// then, where loads are what holds the multipliers up. Fewer rows wait for memory, which is best read in order; the sums
-// of more do not fit the registers.
-constexpr bool both_halves(int rows) { return rows == 5 || rows == 6; }
+// then, where loads are what holds the multipliers up. Fewer rows wait for memory, which is best read in order, unless
+// the panel is `shared` with another tile and lies in the cache; the sums of more do not fit the registers.
+constexpr bool both_halves(int rows, bool shared) { return rows <= 6 && (rows > 4 || shared); }
 
 // `low` and `high` += the products of a group's 32 inputs with the halves of a panel.
 template <int R>
@@ -67,14 +67,14 @@ STRETTO_INLINE void int8_group(__m512 (&low)[R], __m512 (&high)[R], const char* 
     });
 }
 
-template <int R, bool two>
+template <int R, bool two, bool shared>
 void int8_tile(const Tile& tile) {
     __m512 low[R], high[R];
     load_sums(tile, low, high);
     const char *weights = tile.weights, *x = tile.rows, *ahead = tile.ahead;
     for (int64_t group = 0; group < tile.groups; ++group) {
-        bring_lines<R>(ahead, tile.lines);
-        if constexpr (!two && both_halves(R)) {
+        bring_lines<shared ? most_rows : R>(ahead, tile.lines);
+        if constexpr (!two && both_halves(R, shared)) {
             int8_group<R>(low, high, weights, x);
         } else {
             int8_half<R, two>(low, weights, x);

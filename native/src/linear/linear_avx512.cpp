@@ -21,32 +21,40 @@ constexpr int64_t exact_depth = 65536;        // int8_row: inputs that an int32 
 using TileFunction = void (*)(const Tile&);
 using GatherFunction = void (*)(const Rows&, int64_t, int64_t, int64_t, int64_t, char*);
 
+struct Tiles {
+    TileFunction of[most_rows];  // by number of rows, less one
+};
+
 struct Kernel {
-    TileFunction tile[most_rows];  // by number of rows, less one
+    Tiles alone, shared;  // where all rows are one tile, and where several share what they read of a panel
     GatherFunction gather;
 };
 
-template <Kind kind, int R>
+template <Kind kind, int R, bool shared>
 constexpr TileFunction tile_of() {
     if constexpr (kind == Kind::fp32)
         return fp32_tile<R>;
     else if constexpr (kind == Kind::bf16)
         return bf16_tile<R>;
     else if constexpr (kind == Kind::int8)
-        return int8_tile<R, false>;
+        return int8_tile<R, false, shared>;
     else if constexpr (kind == Kind::int8_row)
         return int8_row_tile<R>;
     else if constexpr (kind == Kind::int8x2)
-        return int8_tile<R, true>;
+        return int8_tile<R, true, false>;
     else
         return int4_tile<R, kind == Kind::int4_zeros>;
 }
 
+template <Kind kind, bool shared, int... R>
+constexpr Tiles tiles_up_to(std::integer_sequence<int, R...>) {
+    return {{tile_of<kind, R + 1, shared>()...}};
+}
+
 template <Kind kind>
 constexpr Kernel kernel_of() {
-    return {{tile_of<kind, 1>(), tile_of<kind, 2>(), tile_of<kind, 3>(), tile_of<kind, 4>(), tile_of<kind, 5>(),
-             tile_of<kind, 6>(), tile_of<kind, 7>(), tile_of<kind, 8>()},
-            gather<kind>};
+    constexpr auto all = std::make_integer_sequence<int, most_rows>{};
+    return {tiles_up_to<kind, false>(all), tiles_up_to<kind, true>(all), gather<kind>};
 }
 
 constexpr Kernel kernels[kinds] = {kernel_of<Kind::fp32>(),      kernel_of<Kind::bf16>(),   kernel_of<Kind::int8>(),
@@ -56,9 +64,9 @@ constexpr Kernel kernels[kinds] = {kernel_of<Kind::fp32>(),      kernel_of<Kind:
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
-// Rows of int8 that are too many for one tile go by tiles that multiply both halves of a panel at once.
+// Tiles of int8 multiply both halves of a panel at once: two of four rows take less than one of eight.
 constexpr int64_t tiles_of(Kind kind, int64_t rows) {
-    const int64_t most = kind == Kind::int8 && rows > most_rows ? 6 : most_rows;
+    const int64_t most = kind == Kind::int8 ? 6 : most_rows;
     return (rows + most - 1) / most;
 }
 
@@ -159,7 +167,7 @@ private:
             tile.rows = gathered + (row * (stage_end - stage_begin) + count * (begin - stage_begin)) * row_bytes(kind);
             tile.partial = sums + row * panel_width;
             tile.ahead = next + number * tile.groups * lines * 64;
-            kernel.tile[count - 1](tile);
+            (tiles == 1 ? kernel.alone : kernel.shared).of[count - 1](tile);
         }
     }
 
