@@ -53,8 +53,8 @@ class Calibration:
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
-            key = owners, depth if depth < DEEP else DEEP, int(said * (BINS - 1) + 0.5)
-            if key != same:  # what hangs together is mostly alike
+            key = _key(owners, depth, said)
+            if key != same:  # what hangs together is mostly alike, and what was said differs little within a bin
                 same, chance = key, _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)
             chances.append(chance)
         if len(set(tree.parents)) == len(chances):
