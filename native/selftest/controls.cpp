@@ -142,6 +142,8 @@ void all_ties_at_the_border(float* scores, int64_t vocab, const Filter& asked, f
         if (plain[i] == border) scores[i] = border;
 }
 
+bool whatever_it_is(const ChooseRow&, int64_t, const Filter&, int64_t) { return true; }
+
 // ---- the controls ----
 
 void expect_caught(Report& report, const char* name, Suite suite, const LinearKernels& linear,
@@ -194,6 +196,9 @@ void check_controls(const Kernels& kernels, Random random, Effort, Report& repor
                   kernels.rows, choose, random.fork());
     choose = kernels.choose, choose.filter = all_ties_at_the_border;
     expect_caught(report, "control: all ties at a filter's border", check_filter, kernels.linear, kernels.attention,
+                  kernels.rows, choose, random.fork());
+    choose = kernels.choose, choose.keeps = whatever_it_is;
+    expect_caught(report, "control: told to be kept, whatever it is", check_filter, kernels.linear, kernels.attention,
                   kernels.rows, choose, random.fork());
 }
 

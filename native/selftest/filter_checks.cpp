@@ -45,6 +45,23 @@ void check_count(Check& check, const Filter& asked, const Sorted& row, const Buf
     check.that(kept == 1 || row.mass[static_cast<size_t>(kept - 2)] <= goal + slack, "no shorter one that does");
 }
 
+// What is told to be kept is kept; that is told of the best element always, and of those that weigh much.
+void check_keeps(const ChooseKernels& kernels, Check& check, const Filter& asked, const Buffer<float>& scores,
+                 const Buffer<float>& filtered, Random& random) {
+    const int64_t vocab = scores.size();
+    const ChooseRow row{scores.data(), asked.temperature, 0};
+    const int64_t best = std::max_element(scores.begin(), scores.end()) - scores.begin();
+    if (scores[best] == -INFINITY) return;
+    check.that(kernels.keeps(row, vocab, asked, best) == (asked.least <= 0), "the best element is told to be kept");
+    for (int64_t i = 0; i < 20; ++i) {
+        const int64_t id = random.below(vocab);
+        const bool kept = filtered[id] > -INFINITY, told = kernels.keeps(row, vocab, asked, id);
+        check.that(kept || !told, "what is told to be kept is kept");
+        const bool easy = asked.count == 0 && asked.share > 0.999999 && filtered[id] > -5.0f;
+        check.that(told || !kept || !easy || vocab > 300, "an element that weighs much is told to be kept");
+    }
+}
+
 void check_row(const ChooseKernels& kernels, Check& check, const Buffer<float>& scores, Random& random) {
     const int64_t vocab = scores.size();
     const float temperatures[] = {1.0f, 0.3f, 0.7f, 1.7f, 25.0f};
@@ -75,6 +92,7 @@ void check_row(const ChooseKernels& kernels, Check& check, const Buffer<float>& 
     Buffer<float> least = scores;
     kernels.filter(least.data(), vocab, asked, room.data());
     for (int64_t i = 0; i < vocab; ++i) check.near(least[i], got[i] < asked.least ? -INFINITY : got[i], 0);
+    check_keeps(kernels, check, asked, scores, least, random);
 }
 
 }  // namespace

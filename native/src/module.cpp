@@ -49,10 +49,10 @@ T with(T op, auto&& set) {
     return op;
 }
 
-// Waking the threads costs more than a few rows take.
+// Waking the threads costs more than some ten thousand elements take.
 template <class Body>
-void each_of(std::size_t rows, Body&& body) {
-    if (rows < 4) {
+void each_of(std::size_t rows, int64_t vocabulary, Body&& body) {
+    if (rows < 2 || static_cast<int64_t>(rows) * vocabulary < 32768) {
         for (std::size_t number = 0; number < rows; number++) body(static_cast<int64_t>(number));
     } else {
         Pool::instance().run([&](Worker& worker) { worker.each(static_cast<int64_t>(rows), body); });
@@ -79,29 +79,30 @@ ChosenWords words_of(const std::vector<Chosen>& chosen) {
     return words;
 }
 
-// Calls body(number, row) for each of the rows, narrowed by its filter.
+// Calls body(number, row, filter, room) for each of the rows.
 template <class Body>
-void each_shaped(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
-                 const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys, Body&& body) {
-    each_of(rows.size(), [&](int64_t number) {
+void each_row(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
+              const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys, Body&& body) {
+    each_of(rows.size(), vocabulary, [&](int64_t number) {
         thread_local std::vector<float> room;
         const Filter asked = filter_of(filters[number]);
         const ChooseRow row{at<const float>(scores) + rows[number] * stride, asked.temperature, keys[number]};
-        body(number, shaped(row, vocabulary, asked, room));
+        body(number, row, asked, room);
     });
 }
 
 ChosenWords choose(Address scores, int64_t stride, int64_t vocabulary, const std::vector<int64_t>& rows,
                    const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys) {
     std::vector<Chosen> chosen(rows.size());
-    each_shaped(scores, stride, vocabulary, rows, filters, keys, [&](int64_t number, const ChooseRow& row) {
-        kernels().choose.choose(row, vocabulary, &chosen[number]);
-    });
+    each_row(scores, stride, vocabulary, rows, filters, keys,
+             [&](int64_t number, const ChooseRow& row, const Filter& asked, std::vector<float>& room) {
+                 chosen[number] = choose_shaped(row, vocabulary, asked, room);
+             });
     return words_of(chosen);
 }
 
 void filter(Address scores, int64_t stride, int64_t vocabulary, const std::vector<FilterWords>& filters) {
-    each_of(filters.size(), [&](int64_t number) {
+    each_of(filters.size(), vocabulary, [&](int64_t number) {
         std::vector<float> room(2 * vocabulary);
         float* row = at<float>(scores) + number * stride;
         kernels().choose.filter(row, vocabulary, filter_of(filters[number]), room.data());
@@ -112,11 +113,13 @@ std::vector<ChosenWords> top(Address scores, int64_t stride, int64_t vocabulary,
                              const std::vector<FilterWords>& filters, const std::vector<uint64_t>& keys,
                              int64_t count) {
     std::vector<std::vector<Chosen>> best(rows.size(), std::vector<Chosen>(count));
-    each_shaped(scores, stride, vocabulary, rows, filters, keys, [&](int64_t number, const ChooseRow& row) {
-        int64_t found = 0;
-        kernels().choose.top(row, vocabulary, count, best[number].data(), &found);
-        best[number].resize(found);
-    });
+    each_row(scores, stride, vocabulary, rows, filters, keys,
+             [&](int64_t number, const ChooseRow& row, const Filter& asked, std::vector<float>& room) {
+                 int64_t found = 0;
+                 const ChooseRow narrow = shaped(row, vocabulary, asked, room);
+                 kernels().choose.top(narrow, vocabulary, count, best[number].data(), &found);
+                 best[number].resize(found);
+             });
     std::vector<ChosenWords> words;
     for (const std::vector<Chosen>& each : best) words.push_back(words_of(each));
     return words;

@@ -34,6 +34,8 @@ struct ChooseKernels {
     // all but the `count` best, then all but the shortest prefix of these that has `share` of their mass.
     // `scratch`: 2 * vocab floats.
     void (*filter)(float* scores, int64_t vocab, const Filter&, float* scratch);
+    // Whether that certainly keeps element `id`, told without looking for its border; false where only that would tell.
+    bool (*keeps)(const ChooseRow&, int64_t vocab, const Filter&, int64_t id);
 };
 
 namespace generic {

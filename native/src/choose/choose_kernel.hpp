@@ -29,6 +29,15 @@ STRETTO_INLINE int64_t lowest_bit(uint32_t bits) {
     return n;
 #endif
 }
+STRETTO_INLINE int64_t count_bits(uint32_t bits) {
+#if defined(__GNUC__)
+    return __builtin_popcount(bits);
+#else
+    int64_t n = 0;
+    for (; bits; bits &= bits - 1) ++n;
+    return n;
+#endif
+}
 STRETTO_INLINE F32 load_scores(const float* p, int64_t n) {
     return n == 16 ? load(p) : select(mask_of(first_bits(n)), load(p, n), all(-infinity));
 }

@@ -139,8 +139,32 @@ void filter(float* scores, int64_t vocab, const Filter& asked, float* scratch) {
     }
 }
 
+bool keeps(const ChooseRow& row, int64_t vocab, const Filter& asked, int64_t id) {
+    const Peak peak = find_peak(row.scores, vocab);
+    if (!peak.good || row.scores[peak.place] == -infinity) return true;
+    if (id == peak.place) return asked.least <= 0.0f;
+    const Noisy noisy(row, row.scores[peak.place]);
+    const F32 mine = noisy.scaled(all(row.scores[id]));
+    Mass every, no_worse;
+    int64_t rank = 0;
+    for (int64_t i = 0; i < vocab; i += 16) {
+        const F32 score = noisy.scaled(load_scores(row.scores + i, smaller(16, vocab - i))), weight = exp(score);
+        const auto worse = less(score, mine);
+        every.add(weight);
+        no_worse.add(select(worse, zero(), weight));
+        rank += 16 - count_bits(mask_bits(worse));
+    }
+    const bool counted = asked.count > 0 && asked.count < vocab;
+    float score[16], weight[16];
+    store(score, mine), store(weight, exp(mine));
+    if ((counted && rank > asked.count) || score[0] < asked.least) return false;
+    // Of the `count` best, those no worse than this one are known; the sums were rounded in some other order.
+    const double before = no_worse.total(), whole = counted ? before : every.total();
+    return before - static_cast<double>(weight[0]) < asked.share * whole * (1.0 - 1e-9);
+}
+
 }  // namespace
 
-const ChooseKernels choose_kernels = {choose, top, log_sum, filter};
+const ChooseKernels choose_kernels = {choose, top, log_sum, filter, keeps};
 
 }  // namespace stretto::STRETTO_PATH

@@ -24,4 +24,15 @@ inline ChooseRow shaped(const ChooseRow& row, int64_t vocabulary, const Filter& 
     return {room.data(), 1, row.key};
 }
 
+// The choice from such a row. What wins among all elements wins among those that a filter keeps, if it is one of them:
+// mostly it is, so that the filter's work is saved.
+inline Chosen choose_shaped(const ChooseRow& row, int64_t vocabulary, const Filter& filter, std::vector<float>& room) {
+    Chosen chosen;
+    kernels().choose.choose(row, vocabulary, &chosen);
+    if (row.temperature == 0 || !narrows(filter, vocabulary)) return chosen;
+    if (kernels().choose.keeps(row, vocabulary, filter, chosen.token)) return chosen;
+    kernels().choose.choose(shaped(row, vocabulary, filter, room), vocabulary, &chosen);
+    return chosen;
+}
+
 }  // namespace stretto

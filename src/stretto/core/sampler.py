@@ -133,6 +133,10 @@ class SamplerState:
         """Return the noise key of the token generated here; `draw` counts a diffusion request's denoising steps."""
         return NoiseKey(self.committed.base, self.generated, draw)
 
+    def key_ahead(self, tokens: int) -> NoiseKey:
+        """Return the noise key of the token that will be generated so many tokens from here."""
+        return NoiseKey(self.committed.base, self.generated + tokens)
+
     def counts(self) -> dict[int, int]:
         """Return how often each token was generated on this path. Not to be changed by the caller."""
         if not self.pending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stretto.decoding.method import DecodingMethod
 from stretto.decoding.speculative.drafter import Drafter
-from stretto.decoding.speculative.drafters.copying import AggressiveDecoding
+from stretto.decoding.speculative.drafters.editing import EditedCopy
 from stretto.decoding.speculative.drafters.forced import JumpForward
 from stretto.decoding.speculative.drafters.model import ModelDrafter
 from stretto.decoding.speculative.drafters.recycling import TokenRecycling
@@ -27,7 +27,7 @@ def _auto(aboard: Aboard) -> DecodingMethod:
     paying = Paying()
     drafters: list[Drafter] = [
         JumpForward(),
-        AggressiveDecoding("copying"),
+        EditedCopy("copying"),
         SuffixDecoding("suffix"),
         TokenRecycling("recycling"),
     ]

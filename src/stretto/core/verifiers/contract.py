@@ -19,11 +19,15 @@ Fidelity = Literal["exact", "exact-distribution", "approximate"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a walk wants to know of the row at `node` (-1: the row before the tree), whose path `state` has walked."""
+    """What a walk wants to know of the row at `node` (-1: the row before the tree), whose path `state` has walked.
+
+    `tree`: where it goes on to the child that carries the token, and asks for nothing else there.
+    """
 
     node: int
     state: SamplerState
     want: Literal["token", "logits"]
+    tree: DraftTree | None = None
 
 
 Answer = int | Tensor  # the token (or error code) that `choose` gives, or the row's logits, float32 [V]

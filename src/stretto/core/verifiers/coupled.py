@@ -23,7 +23,7 @@ class Coupled:
         nodes: list[int] = []
         node = -1
         while True:
-            token = yield Ask(node, state, "token")
+            token = yield Ask(node, state, "token", tree)
             assert isinstance(token, int)
             if token < 0:
                 return Walked(tokens, nodes, None, token)

@@ -120,7 +120,7 @@ def _leaning(of_all: Count | None, mine: Count | None, alike: Count | None, said
     general = _general(of_all, said)
     if alike is not None:
         general *= min(1.0, (alike[0] + LEAN_ON_ALIKE) / (alike[1] + LEAN_ON_ALIKE))
-    return general if mine is None else _share(mine[0] + LEAN_ON_ALL * general, mine[1] + LEAN_ON_ALL)
+    return general if mine is None else (mine[0] + LEAN_ON_ALL * general) / (mine[1] + LEAN_ON_ALL)
 
 
 def _count(counts: Counts, key: Key, kept: float, seen: float) -> None:

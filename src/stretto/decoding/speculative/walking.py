@@ -5,38 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stretto.core.choose import choose
+from stretto.core.noise import NoiseKey
+from stretto.core.sampler import SamplerState
 from stretto.core.tree import DraftTree
 from stretto.core.verifiers import Answer, Ask, Walk, Walked
 from stretto.decoding.known import fail
 from stretto.decoding.speculative.drafter import Observation
 
 
+AHEAD, FARTHEST = 3, 15
+"""Rows that are chosen from ahead of a walk, in the hope that the text is as drafted: twice as many each time that it is,
+up to the second number. A row of a few thousand tokens takes no longer than a call for it.
+"""
+
+
 def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walked]:
     """Advance all walks in lockstep, so that each round's choices are one call; return their ends in order."""
     ends: list[Walked | None] = [None] * len(walks)
     asks: list[tuple[int, Ask]] = []
+    known: list[dict[int, int]] = [{} for _ in walks]
+    """By walk and node, tokens that were chosen ahead."""
 
     def advance(number: int, answer: Answer | None) -> None:
         try:
-            ask = next(walks[number]) if answer is None else walks[number].send(answer)
+            while True:
+                ask = next(walks[number]) if answer is None else walks[number].send(answer)
+                answer = known[number].get(ask.node) if ask.want == "token" else None
+                if answer is None:
+                    break
             asks.append((number, ask))
         except StopIteration as stop:
             ends[number] = stop.value
 
     for number in range(len(walks)):
         advance(number, None)
+    logits, ahead = walking[0].output.logits if walking else None, AHEAD
     while asks:
+        assert logits is not None
         round_, asks = asks, []
-        places = [walking[n].output.row(walking[n].base + 1 + ask.node) for n, ask in round_]
-        logits = walking[0].output.logits
-        picked = [i for i, (_, ask) in enumerate(round_) if ask.want == "token"]
-        tokens: dict[int, int] = {}
-        if picked:
-            chosen = choose(logits, [round_[i][1].state for i in picked], rows=[places[i] for i in picked])
-            tokens = dict(zip(picked, chosen, strict=True))
-        for i, (number, _) in enumerate(round_):
-            advance(number, tokens[i] if i in tokens else logits[places[i]])
+        places: list[tuple[int, int]] = []
+        states: list[SamplerState] = []
+        keys: list[NoiseKey] = []
+        for number, ask in round_:
+            if ask.want == "token":
+                nodes = _onward(ask, ahead)
+                places += [(number, node) for node in nodes]
+                states += [ask.state] * len(nodes)
+                keys += [ask.state.key_ahead(depth) for depth in range(len(nodes))]
+        if places:
+            rows = [walking[number].output.row(walking[number].base + 1 + node) for number, node in places]
+            for (number, node), token in zip(places, choose(logits, states, keys, rows), strict=True):
+                known[number][node] = token
+        for number, ask in round_:
+            row = walking[number].output.row(walking[number].base + 1 + ask.node)
+            advance(number, known[number][ask.node] if ask.want == "token" else logits[row])
+        ahead = min(2 * ahead, FARTHEST)
     return [end for end in ends if end is not None]
+
+
+def _onward(ask: Ask, ahead: int) -> list[int]:
+    """Return the node that a walk asks for, and up to so many that it will ask for if the text is as drafted.
+
+    Only where nothing but a row's place decides what is chosen from it: what shapes the scores knows the path.
+    """
+    nodes, tree = [ask.node], ask.tree
+    if tree is not None and ask.state.committed.plain:
+        while len(nodes) <= ahead and (children := tree.children(nodes[-1])):
+            nodes.append(children[0])
+    return nodes
 
 
 def settle(seen: Observation, walked: Walked) -> None:

@@ -15,7 +15,7 @@ AMBIGUOUS = -1
 
 
 @dataclass(slots=True)
-class _Alignment:
+class Alignment:
     """Where the output stands in the input."""
 
     ends: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -42,16 +42,19 @@ class AggressiveDecoding(ModelFree):
 
     def propose(self, request: Request, room: int) -> Draft | None:
         """Return the rest of the input as a run. Survival rises with the number of tokens that were equal."""
-        alignment: _Alignment | None = request.memory.get(self.name)
+        alignment: Alignment | None = request.memory.get(self.name)
         if alignment is None:
-            alignment = request.memory[self.name] = _Alignment(self._ends(request.prompt), len(request.prompt))
+            alignment = request.memory[self.name] = self._begin(request)
         self._follow(alignment, request)
         if alignment.at is None or alignment.at == len(request.prompt):
             return None
         copied = request.prompt[alignment.at : alignment.at + room]
         return self.run(copied, [chance(1, 1, alignment.equal + depth) for depth in range(len(copied))])
 
-    def _follow(self, alignment: _Alignment, request: Request) -> None:
+    def _begin(self, request: Request) -> Alignment:
+        return Alignment(self._ends(request.prompt), len(request.prompt))
+
+    def _follow(self, alignment: Alignment, request: Request) -> None:
         """Move along with the output's new tokens; after a departure look for the place where it joins again."""
         prompt, tokens, at = request.prompt, request.tokens, alignment.at
         for place in range(alignment.read, len(tokens)):
@@ -59,10 +62,11 @@ class AggressiveDecoding(ModelFree):
                 at += 1
                 alignment.equal += 1
             else:
-                at = self._join(alignment, tokens[max(len(prompt), place + 1 - self.longest) : place + 1])
+                at = self._join(alignment, request, at, tokens[max(len(prompt), place + 1 - self.longest) : place + 1])
         alignment.at, alignment.read = at, len(tokens)
 
-    def _join(self, alignment: _Alignment, output: list[int]) -> int | None:
+    def _join(self, alignment: Alignment, request: Request, left: int | None, output: list[int]) -> int | None:
+        """Return where copying goes on behind the last tokens of the output, which has left the input at ``left``."""
         for size in range(1, len(output) + 1):
             end = alignment.ends.get(tuple(output[-size:]))
             if end is None:
