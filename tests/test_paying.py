@@ -145,7 +145,7 @@ def test_what_loses_time_after_time_is_tried_more_and_more_rarely():
     """Its chances look good on paper, and each trial fails, by a hidden overhead that drafting nearly makes up for."""
     game = Game(Machine(base=1.0, row=0.1, free=1), {"dear": (0.8, 0.1)}, overhead=2.9)
     ledger, rests = game.paying.ledger, list[int]()
-    for _ in range(18_000):
+    for _ in range(16_000):
         game.step()
         if ledger.lost > len(rests):
             rests.append(ledger.resting)

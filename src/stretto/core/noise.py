@@ -48,7 +48,7 @@ def prompt_hash(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there are many, and those take four times as long to make
 class NoiseKey:
     """The place of one choice: `base` names the sample of the request, `index` the generated token, `draw` the step."""
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import ge, le, lt
 
 from torch import Tensor
 
@@ -81,15 +83,10 @@ class DraftTree:
                 other = next(entry for entry in entries if type(entry) not in kinds)
                 told = " or ".join(sorted(kind.__name__ for kind in kinds))
                 raise ValueError(f"{name}: expected {told}, got {other!r} of type {type(other).__name__}; convert it")
-        if not all(type(name) is str for owner in self.owners for name in owner):
+        if not all(type(name) is str for owner in set(self.owners) for name in owner):
             raise ValueError(f"owners: expected sets of drafters' names, got {self.owners}; name the drafter")
-        for node, (token, parent, chance) in enumerate(zip(self.tokens, self.parents, self.survival, strict=True)):
-            if not 0 <= token < vocab:
-                raise ValueError(f"tokens[{node}]={token}: expected 0 to {vocab - 1}; drop what the target cannot say")
-            if not -1 <= parent < node:
-                raise ValueError(f"parents[{node}]={parent}: expected -1 to {node - 1}; list parents before children")
-            if not 0.0 <= chance <= 1.0:
-                raise ValueError(f"survival[{node}]={chance}: expected a chance from 0 to 1; correct the drafter")
+        if not self._sound(vocab):
+            self._complain(vocab)
         for node, distribution in (self.q or {}).items():
             if not isinstance(distribution, Tensor):
                 raise ValueError(f"q[{node}]: expected a tensor, got {type(distribution).__name__}; convert it")
@@ -100,6 +97,29 @@ class DraftTree:
                 if not distribution[self.tokens[child]] > 0.0:
                     drawn = f"the distribution that tokens[{child}]={self.tokens[child]} was drawn from"
                     raise ValueError(f"q[{node}]: expected {drawn}, but it gives it no chance; correct the drafter")
+
+    def _sound(self, vocab: int) -> bool:
+        """Whether every token, parent and chance lies in its bounds: asked of every draft, so in few calls."""
+        if not self.tokens:
+            return True
+        tokens, parents, survival = self.tokens, self.parents, self.survival
+        return (
+            min(tokens) >= 0
+            and max(tokens) < vocab
+            and min(parents) >= -1
+            and all(map(lt, parents, range(len(parents))))
+            and all(map(le, repeat(0.0), survival))
+            and all(map(ge, repeat(1.0), survival))
+        )
+
+    def _complain(self, vocab: int) -> None:
+        for node, (token, parent, chance) in enumerate(zip(self.tokens, self.parents, self.survival, strict=True)):
+            if not 0 <= token < vocab:
+                raise ValueError(f"tokens[{node}]={token}: expected 0 to {vocab - 1}; drop what the target cannot say")
+            if not -1 <= parent < node:
+                raise ValueError(f"parents[{node}]={parent}: expected -1 to {node - 1}; list parents before children")
+            if not 0.0 <= chance <= 1.0:
+                raise ValueError(f"survival[{node}]={chance}: expected a chance from 0 to 1; correct the drafter")
 
     @classmethod
     def union(cls, trees: Iterable["DraftTree"]) -> "DraftTree":

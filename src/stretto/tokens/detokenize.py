@@ -82,7 +82,7 @@ class StreamDecoder:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that has become certain with these tokens; it never ends inside a character."""
-        return "".join(self._source.push(token) for token in token_ids if self._shows(token))
+        return "".join([self._source.push(token) for token in token_ids if self._shows(token)])
 
     def finish(self) -> str:
         """The text still held back: bytes that never became a character come out as U+FFFD."""
@@ -138,6 +138,10 @@ class TextStream:
         if self.stopped:
             return "", True
         self.tokens += 1
+        if not self._stop:  # nothing is ever held back
+            delta = self._decoder.push((token,))
+            self._parts.append(delta)
+            return delta, False
         self._read(self._decoder.push((token,)))
         return self._give(0 if self.stopped else self._held_back()), self.stopped
 

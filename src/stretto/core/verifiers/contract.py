@@ -6,7 +6,7 @@ advances the walks of all requests in lockstep and answers each round of questio
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -17,8 +17,7 @@ Draws = Literal["coupled", "independent", "without-replacement", "target-first"]
 Fidelity = Literal["exact", "exact-distribution", "approximate"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a walk wants to know of the row at `node` (-1: the row before the tree), whose path `state` has walked.
 
     `tree`: where it goes on to the child that carries the token, and asks for nothing else there.

@@ -49,13 +49,15 @@ class Calibration:
         """
         chances: list[float] = []
         depths: list[int] = []
-        same, chance = None, 0.0
+        whose, level, place, chance = frozenset[str](), 0, -1, 0.0
         for parent, owners, said in zip(tree.parents, tree.owners, tree.survival, strict=True):
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
-            key = _key(owners, depth, said)
-            if key != same:  # what hangs together is mostly alike, and what was said differs little within a bin
-                same, chance = key, _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)
+            deep = depth if depth < DEEP else DEEP
+            # What hangs together is mostly alike, and what was said differs little within a bin.
+            if int(said * (BINS - 1) + 0.5) != place or deep != level or owners is not whose:
+                whose, level, place = key = _key(owners, depth, said)
+                chance = _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)
             chances.append(chance)
         if len(set(tree.parents)) == len(chances):
             return list(accumulate(chances, mul))
@@ -72,21 +74,19 @@ class Calibration:
 
         Sent or not: the text does not depend on it.
         """
-        parent, found = -1, Counts()
+        found, depths = Counts(), {-1: 0}  # of the nodes on the text's path
         last, entry = None, [0.0, 0.0]
-        for depth, token in enumerate(text, 1):
-            follower = -1
-            for child in tree.children(parent):
-                key = _key(tree.owners[child], depth, tree.survival[child])
-                if key != last:
-                    last, entry = key, found.setdefault(key, [0.0, 0.0])
-                entry[1] += 1.0
-                if tree.tokens[child] == token:
-                    entry[0] += 1.0
-                    follower = child
-            if follower < 0:
-                break
-            parent = follower
+        for node, parent in enumerate(tree.parents):
+            depth = depths.get(parent, len(text))
+            if depth == len(text):
+                continue
+            key = _key(tree.owners[node], depth + 1, tree.survival[node])
+            if key != last:
+                last, entry = key, found.setdefault(key, [0.0, 0.0])
+            entry[1] += 1.0
+            if tree.tokens[node] == text[depth]:
+                entry[0] += 1.0
+                depths[node] = depth + 1
         for key, (kept, seen) in found.items():
             expected = seen * _general(self._all.get(key), key[2] / (BINS - 1))
             _count(own, _whole(key[0]), kept, expected)

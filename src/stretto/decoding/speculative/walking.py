@@ -12,11 +12,11 @@ from stretto.core.verifiers import Answer, Ask, Walk, Walked
 from stretto.decoding.known import fail
 from stretto.decoding.speculative.drafter import Observation
 
-
-AHEAD, FARTHEST = 3, 15
-"""Rows that are chosen from ahead of a walk, in the hope that the text is as drafted: twice as many each time that it is,
-up to the second number. A row of a few thousand tokens takes no longer than a call for it.
-"""
+AHEAD = 3
+"""Rows that are chosen from ahead of a walk at first, in the hope that the text is as drafted, and twice as many behind
+each round in which it is."""
+CALL = 16
+"""Rows of a round of all walks up to which they go ahead: for fewer, a call takes longer than they do."""
 
 
 def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walked]:
@@ -39,7 +39,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
 
     for number in range(len(walks)):
         advance(number, None)
-    logits, ahead = walking[0].output.logits if walking else None, AHEAD
+    logits, reach = walking[0].output.logits if walking else None, AHEAD
     while asks:
         assert logits is not None
         round_, asks = asks, []
@@ -48,7 +48,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
         keys: list[NoiseKey] = []
         for number, ask in round_:
             if ask.want == "token":
-                nodes = _onward(ask, ahead)
+                nodes = _onward(ask, min(reach, CALL // len(round_) - 1))
                 places += [(number, node) for node in nodes]
                 states += [ask.state] * len(nodes)
                 keys += [ask.state.key_ahead(depth) for depth in range(len(nodes))]
@@ -59,7 +59,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
         for number, ask in round_:
             row = walking[number].output.row(walking[number].base + 1 + ask.node)
             advance(number, known[number][ask.node] if ask.want == "token" else logits[row])
-        ahead = min(2 * ahead, FARTHEST)
+        reach *= 2
     return [end for end in ends if end is not None]
 
 

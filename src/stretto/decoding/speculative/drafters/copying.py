@@ -62,11 +62,12 @@ class AggressiveDecoding(ModelFree):
                 at += 1
                 alignment.equal += 1
             else:
-                at = self._join(alignment, request, at, tokens[max(len(prompt), place + 1 - self.longest) : place + 1])
+                at = self._join(alignment, request, at, place)
         alignment.at, alignment.read = at, len(tokens)
 
-    def _join(self, alignment: Alignment, request: Request, left: int | None, output: list[int]) -> int | None:
-        """Return where copying goes on behind the last tokens of the output, which has left the input at ``left``."""
+    def _join(self, alignment: Alignment, request: Request, left: int | None, place: int) -> int | None:
+        """Return where copying goes on behind token ``place`` of the text, with which it left the input at ``left``."""
+        output = request.tokens[max(len(request.prompt), place + 1 - self.longest) : place + 1]
         for size in range(1, len(output) + 1):
             end = alignment.ends.get(tuple(output[-size:]))
             if end is None:

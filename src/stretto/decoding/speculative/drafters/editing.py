@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stretto.core.tree import DraftTree
 from stretto.decoding.speculative.drafter import Draft
 from stretto.decoding.speculative.drafters.base import chance
 from stretto.decoding.speculative.drafters.copying import AggressiveDecoding, Alignment
-from stretto.decoding.speculative.trees import only
 
 if TYPE_CHECKING:
     from stretto.core.request import Request
@@ -20,10 +19,14 @@ EDITS = ((1, 0.4), (2, 0.3), (3, 0.2), (0, 0.1))
 """Where the input may go on behind a departure, counted from the token that was not copied: behind it or further on,
 where it was replaced; with it, where something was inserted. And how likely that is thought to be.
 """
+JOINED = 0.5
+"""The same of the place where one token of the edit stands in the input, which is mostly not where it goes on."""
 LONGEST = 8
 """Tokens that an edit writes at most."""
 TAIL = 8
 """Tokens of the input that are drafted for each such place: they are many, and most are wrong."""
+SAID = [chance(1, 1, depth + 1) for depth in range(TAIL)]
+"""How likely those behind the first are thought to be, given those before them."""
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class Editing(Alignment):
     left: int | None = None
     """Place of the token that was not copied; None where copying is steady, or was given up."""
     since: int = 0
-    """Tokens of the text before the departure."""
+    """Number of the token of the text that was written instead."""
 
 
 class EditedCopy(AggressiveDecoding):
@@ -52,25 +55,40 @@ class EditedCopy(AggressiveDecoding):
         left, prompt = alignment.left, request.prompt
         if left is None or alignment.equal > 1:
             return copied
-        trees = [] if copied is None else [only(copied.tree, range(min(TAIL, len(copied.tree))))]
-        for offset, said in EDITS:
-            tokens = prompt[left + offset : left + offset + TAIL]
-            trees.append(self.run(tokens, [said, *(chance(1, 1, depth) for depth in range(2, len(tokens) + 1))]).tree)
-        tree = DraftTree.union(trees)
-        return Draft(only(tree, range(min(room, len(tree))))) if len(tree) else None
+        runs = [(prompt[left + offset : left + offset + TAIL], said) for offset, said in EDITS]
+        return self._branches(runs if copied is None else [(copied.tree.tokens[:TAIL], JOINED), *runs], room)
+
+    def _branches(self, runs: Sequence[tuple[list[int], float]], room: int) -> Draft | None:
+        """Return runs as branches of one tree, of those that begin alike the first, cut to ``room`` nodes.
+
+        With each comes how likely its first token is thought to be.
+        """
+        tokens: list[int] = []
+        parents: list[int] = []
+        survival: list[float] = []
+        begun = set[int]()
+        for run, said in runs:
+            if run and run[0] not in begun:
+                begun.add(run[0])
+                parents += [-1, *range(len(tokens), len(tokens) + len(run) - 1)]
+                survival += [said, *SAID[1 : len(run)]]
+                tokens += run
+        return Draft(self.tree(tokens[:room], parents[:room], survival[:room])) if tokens else None
 
     def _begin(self, request: Request) -> Editing:
         return Editing(self._ends(request.prompt), len(request.prompt))
 
-    def _join(self, alignment: Alignment, request: Request, left: int | None, output: list[int]) -> int | None:
+    def _join(self, alignment: Alignment, request: Request, left: int | None, place: int) -> int | None:
         assert isinstance(alignment, Editing)
         if alignment.equal >= STEADY:
-            alignment.left, alignment.since = left, len(request.tokens)
-        joined = super()._join(alignment, request, left, output)
-        if alignment.left is not None and (joined is None or alignment.equal == 1):
-            for offset, _ in EDITS:
-                place = alignment.left + offset
-                if place < len(request.prompt) and request.prompt[place] == output[-1]:
-                    alignment.equal = 2
-                    return place + 1
+            alignment.left, alignment.since = left, place
+        alignment.equal = 0
+        joined = super()._join(alignment, request, left, place)
+        if alignment.left is None or alignment.equal > 1:
+            return joined
+        for offset, _ in EDITS:
+            at = alignment.left + offset
+            if at < len(request.prompt) and request.prompt[at] == request.tokens[place]:
+                alignment.equal = 2
+                return at + 1
         return joined
