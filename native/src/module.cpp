@@ -49,10 +49,10 @@ T with(T op, auto&& set) {
     return op;
 }
 
-// Waking the threads costs more than some ten thousand elements take.
+// Waking the threads costs more than a hundred thousand elements take.
 template <class Body>
 void each_of(std::size_t rows, int64_t vocabulary, Body&& body) {
-    if (rows < 2 || static_cast<int64_t>(rows) * vocabulary < 32768) {
+    if (rows < 2 || static_cast<int64_t>(rows) * vocabulary < 131072) {
         for (std::size_t number = 0; number < rows; number++) body(static_cast<int64_t>(number));
     } else {
         Pool::instance().run([&](Worker& worker) { worker.each(static_cast<int64_t>(rows), body); });

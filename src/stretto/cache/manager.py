@@ -144,15 +144,16 @@ class ModelCache:
             if lanes is not None and name not in lanes:
                 continue
             targets: dict[int, int] = {}
+            sound: tuple[View, int] | None = None  # the view and block looked at last
             for view, row, position in moves:
                 table = view.tables[name]
-                if lane.paged and (
-                    position >= table.reserved or lane.pool.references(table.blocks[position // BLOCK]) > 1
-                ):
-                    raise ValueError(
-                        f"request {view.request}: position {position} of lane {name} is not reserved for writing; "
-                        f"call reserve({position + 1}) first"
-                    )
+                if lane.paged and (view, position // BLOCK) != sound:
+                    if position >= table.reserved or lane.pool.references(table.blocks[position // BLOCK]) > 1:
+                        raise ValueError(
+                            f"request {view.request}: position {position} of lane {name} is not reserved for writing; "
+                            f"call reserve({position + 1}) first"
+                        )
+                    sound = view, position // BLOCK
                 targets[table.slot(position)] = row
             lane.keep(targets)
 

@@ -37,6 +37,10 @@ class Role(IntEnum):
     """A cached position computed anew: its keys and values are overwritten in place."""
 
 
+KEPT = frozenset({Role.COMMIT, Role.REFRESH})
+"""Roles whose rows stay."""
+
+
 @dataclass(slots=True)
 class Segment:
     """A run of rows, causal inside or mutually visible.
@@ -113,11 +117,12 @@ class Chunk:
         """Return the role of ``row``."""
         return Role.COMMIT if self.roles is None else self.roles[row]
 
-    def kept(self, row: int) -> bool:
-        """Whether the keys and values of ``row`` go to the lane's blocks rather than to scratch."""
+    @property
+    def kept(self) -> list[bool]:
+        """Whether the keys and values of each row go to the lane's blocks rather than to scratch."""
         if self.write is not None:
-            return self.write[row]
-        return self.role(row) in (Role.COMMIT, Role.REFRESH)
+            return self.write
+        return [role in KEPT for role in self.roles] if self.roles is not None else [True] * len(self.tokens)
 
     def validate(self, vocabulary: int) -> None:
         """Raise ``ValueError`` naming what is malformed, so that a bad chunk ends its own request only."""

@@ -155,7 +155,7 @@ class Replayed:
 
 def _add(logits: Tensor, rows: list[int], tokens: list[int], value: float) -> None:
     """Add to the logits, float32 [R, V], of one token of each of these rows: in microseconds, as tiny models are."""
-    if logits.is_cuda:
-        logits[torch.tensor(rows), torch.tensor(tokens)] += value
-    else:
+    if logits.device.type == "cpu":
         logits.numpy()[rows, tokens] += value
+    else:
+        logits[torch.tensor(rows), torch.tensor(tokens)] += value

@@ -87,11 +87,15 @@ class Calibration:
             if tree.tokens[node] == text[depth]:
                 entry[0] += 1.0
                 depths[node] = depth + 1
+        whole: dict[frozenset[str], Count] = {}
         for key, (kept, seen) in found.items():
-            expected = seen * _general(self._all.get(key), key[2] / (BINS - 1))
-            _count(own, _whole(key[0]), kept, expected)
+            entry = whole.setdefault(key[0], [0.0, 0.0])
+            entry[0] += kept
+            entry[1] += seen * _general(self._all.get(key), key[2] / (BINS - 1))
             _count(self._all, key, kept, seen)
             _count(own, key, kept, seen)
+        for owners, (kept, expected) in whole.items():
+            _count(own, _whole(owners), kept, expected)
 
 
 def _key(owners: frozenset[str], depth: int, said: float) -> Key:

@@ -171,7 +171,7 @@ class Paying:
         nodes: list[tuple[float, int, int]] = []
         for number, (found, limit) in enumerate(zip(drafted, rows, strict=True)):
             own = self._own(found.request)
-            mine = sorted((-chance, number, node) for node, chance in enumerate(self._paths(found, own)))
+            mine = sorted([(-chance, number, node) for node, chance in enumerate(self._paths(found, own))])
             nodes += mine[:limit]
         count = 0
         if nodes:

@@ -43,7 +43,7 @@ class Sending:
         best, count = PROMISED * load.requests / (ledger.plain_ms(price, load) + spent), 0
         fixed, by_token = ledger.drafted_line(load)
         fixed += spent
-        tokens = list(accumulate((-chance for chance, _, _ in nodes), initial=float(load.requests)))
+        tokens = list(accumulate([-node[0] for node in nodes], initial=float(load.requests)))
         for rows, ms in self._costs_of(step, price, load, len(nodes)):
             rate = tokens[rows] / (ms + fixed + by_token * tokens[rows])
             if rate > best:

@@ -117,7 +117,8 @@ def by_depth(tree: DraftTree, accepted: Sequence[int], ended: bool = False) -> d
                 names[name] = names.get(name, False) or child == kept
         for name, hit in names.items():
             mine = drafts.setdefault(name, [])
-            mine += [[0, 0] for _ in range(depth + 1 - len(mine))]
+            while len(mine) <= depth:
+                mine.append([0, 0])
             mine[depth][0] += 1
             mine[depth][1] += hit
     return drafts

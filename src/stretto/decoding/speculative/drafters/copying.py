@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from stretto.decoding.speculative.drafter import Draft
 
 AMBIGUOUS = -1
+LONGEST_MATCH = 255
+"""Equal tokens from which on more of them promise no more."""
+SAID = [chance(1, 1, equal) for equal in range(LONGEST_MATCH + 1)]
+"""The chance that is said of a token behind so many equal ones."""
 
 
 @dataclass(slots=True)
@@ -49,7 +53,8 @@ class AggressiveDecoding(ModelFree):
         if alignment.at is None or alignment.at == len(request.prompt):
             return None
         copied = request.prompt[alignment.at : alignment.at + room]
-        return self.run(copied, [chance(1, 1, alignment.equal + depth) for depth in range(len(copied))])
+        known = min(alignment.equal, LONGEST_MATCH)
+        return self.run(copied, [*SAID[known : known + len(copied)], *[SAID[-1]] * (known + len(copied) - len(SAID))])
 
     def _begin(self, request: Request) -> Alignment:
         return Alignment(self._ends(request.prompt), len(request.prompt))

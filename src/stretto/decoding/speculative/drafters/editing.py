@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stretto.decoding.speculative.drafter import Draft
-from stretto.decoding.speculative.drafters.base import chance
-from stretto.decoding.speculative.drafters.copying import AggressiveDecoding, Alignment
+from stretto.decoding.speculative.drafters.copying import SAID, AggressiveDecoding, Alignment
 
 if TYPE_CHECKING:
     from stretto.core.request import Request
@@ -25,8 +24,6 @@ LONGEST = 8
 """Tokens that an edit writes at most."""
 TAIL = 8
 """Tokens of the input that are drafted for each such place: they are many, and most are wrong."""
-SAID = [chance(1, 1, depth + 1) for depth in range(TAIL)]
-"""How likely those behind the first are thought to be, given those before them."""
 
 
 @dataclass(slots=True)
@@ -71,7 +68,7 @@ class EditedCopy(AggressiveDecoding):
             if run and run[0] not in begun:
                 begun.add(run[0])
                 parents += [-1, *range(len(tokens), len(tokens) + len(run) - 1)]
-                survival += [said, *SAID[1 : len(run)]]
+                survival += [said, *SAID[2 : len(run) + 1]]
                 tokens += run
         return Draft(self.tree(tokens[:room], parents[:room], survival[:room])) if tokens else None
 
