@@ -51,6 +51,22 @@ def test_an_edit_that_does_not_end_is_given_up(written):
     assert bool(copy.paths(40)) == (written <= LONGEST)
 
 
+def test_it_does_not_matter_how_often_it_is_asked():
+    """Tokens of other drafters arrive many at once: an edit that was given up meanwhile is not gone back to."""
+    text = [10, 11, 12, 13, 14, 7, 16, 17, 18, 19, 7, 20, 21]
+    once, often = (Scripted(EditedCopy(), text).say(10, 11, 12, 13) for _ in range(2))
+    for token in [*range(30, 45), 7]:
+        often.say(token).draft(40)
+    once.draft(40)
+    assert once.say(*range(30, 45), 7).paths(40) == often.paths(40) == []
+
+
+def test_an_input_that_was_copied_to_its_end_may_be_copied_again():
+    ours, theirs = (Scripted(kind(), INPUT).say(*INPUT, 50, 10) for kind in (EditedCopy, AggressiveDecoding))
+    assert ours.paths(40) == theirs.paths(40) == run(*INPUT[1:])
+    assert ours.draft(40).tree.survival == theirs.draft(40).tree.survival
+
+
 def test_what_never_was_a_copy_has_no_edits():
     copy = Scripted(EditedCopy(), INPUT)
     assert copy.say(10, 11, 12, 40).paths(40) == []

@@ -49,8 +49,6 @@ class Load:
     rows: int = 0
     context: int = 0
     """Cached positions of all its requests."""
-    _alone: tuple[PassPrice | None, float] = field(default=(None, 0.0), repr=False, compare=False)
-    """Who told its milliseconds without drafts, and what they were then: they are asked for often in a step."""
 
     @classmethod
     def by_model(cls, grants: Iterable[tuple[Request, int]]) -> dict[str, Load]:
@@ -73,13 +71,7 @@ class Load:
 
         Each row sees the context of its own request: the average one's.
         """
-        if drafted:
-            return self._reckoned(price, self.rows + drafted)
-        if self._alone[0] is not price:
-            self._alone = price, self._reckoned(price, self.rows)
-        return self._alone[1]
-
-    def _reckoned(self, price: PassPrice, rows: int) -> float:
+        rows = self.rows + drafted
         return price.ms(rows, self.context, rows * self.context // max(1, self.requests))
 
 

@@ -138,7 +138,7 @@ class TextStream:
         if self.stopped:
             return "", True
         self.tokens += 1
-        if not self._stop:  # nothing is ever held back
+        if not self._stop:  # nothing that was decoded is ever held back
             delta = self._decoder.push((token,))
             self._parts.append(delta)
             return delta, False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from stretto.core.choose import choose
 from stretto.core.noise import NoiseKey
+from stretto.core.picking import narrows
 from stretto.core.sampler import SamplerState
 from stretto.core.tree import DraftTree
 from stretto.core.verifiers import Answer, Ask, Walk, Walked
@@ -13,8 +14,8 @@ from stretto.decoding.known import fail
 from stretto.decoding.speculative.drafter import Observation
 
 AHEAD = 3
-"""Rows that are chosen from ahead of a walk at first, in the hope that the text is as drafted, and twice as many behind
-each round in which it is."""
+"""Rows that are chosen from ahead of a walk in the first round, in the hope that the text is as drafted; twice as many
+in each round behind it."""
 CALL = 16
 """Rows of a round of all walks up to which they go ahead: for fewer, a call takes longer than they do."""
 
@@ -40,6 +41,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
     for number in range(len(walks)):
         advance(number, None)
     logits, reach = walking[0].output.logits if walking else None, AHEAD
+    eager = logits is not None and narrows(logits)  # else each row that a filter narrows takes long
     while asks:
         assert logits is not None
         round_, asks = asks, []
@@ -48,7 +50,8 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
         keys: list[NoiseKey] = []
         for number, ask in round_:
             if ask.want == "token":
-                nodes = _onward(ask, min(reach, CALL // len(round_) - 1))
+                ahead = min(reach, CALL // len(round_) - 1) if eager or not ask.state.shaped else 0
+                nodes = _onward(ask, ahead)
                 places += [(number, node) for node in nodes]
                 states += [ask.state] * len(nodes)
                 keys += [ask.state.key_ahead(depth) for depth in range(len(nodes))]
@@ -64,7 +67,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
 
 
 def _onward(ask: Ask, ahead: int) -> list[int]:
-    """Return the node that a walk asks for, and up to so many that it will ask for if the text is as drafted.
+    """Return the node that a walk asks for, and up to so many that it will ask for if the text is as drafted first.
 
     Only where nothing but a row's place decides what is chosen from it: what shapes the scores knows the path.
     """

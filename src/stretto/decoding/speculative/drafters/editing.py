@@ -48,7 +48,7 @@ class EditedCopy(AggressiveDecoding):
         copied = super().propose(request, room)
         alignment: Editing = request.memory[self.name]
         if alignment.equal >= STEADY or len(request.tokens) - alignment.since > LONGEST:
-            alignment.left = None
+            alignment.left = None  # it joined again for good, or never will
         left, prompt = alignment.left, request.prompt
         if left is None or alignment.equal > 1:
             return copied
@@ -77,8 +77,10 @@ class EditedCopy(AggressiveDecoding):
 
     def _join(self, alignment: Alignment, request: Request, left: int | None, place: int) -> int | None:
         assert isinstance(alignment, Editing)
-        if alignment.equal >= STEADY:
-            alignment.left, alignment.since = left, place
+        if alignment.equal >= STEADY:  # an edit, unless the input was used up
+            alignment.left, alignment.since = left if left != len(request.prompt) else None, place
+        elif place - alignment.since >= LONGEST:
+            alignment.left = None
         alignment.equal = 0
         joined = super()._join(alignment, request, left, place)
         if alignment.left is None or alignment.equal > 1:
@@ -86,6 +88,6 @@ class EditedCopy(AggressiveDecoding):
         for offset, _ in EDITS:
             at = alignment.left + offset
             if at < len(request.prompt) and request.prompt[at] == request.tokens[place]:
-                alignment.equal = 2
+                alignment.equal = 2  # one, but a better sign than one that stands anywhere in the input
                 return at + 1
         return joined
