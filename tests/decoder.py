@@ -140,7 +140,7 @@ class Lanes:
             for name, table in tables.items():
                 scratch, slots = first, batch.slots[name]
                 for row, index in enumerate(chunk.index):
-                    if chunk.kept[row]:
+                    if chunk.kept()[row]:
                         slots.append(int(table.slots(index, index + 1)[0]))
                     else:
                         again = scratch if chunk.scratch is None else chunk.scratch[row]
@@ -148,7 +148,7 @@ class Lanes:
                         scratch += 1
         result = self.model.forward(batch)
         for chunk in chunks:
-            kept = [index + 1 for row, index in enumerate(chunk.index) if chunk.kept[row]]
+            kept = [index + 1 for row, index in enumerate(chunk.index) if chunk.kept()[row]]
             for table in self.tables[chunk.request].values():
                 table.filled = max([table.filled, *kept])
         return result
@@ -173,7 +173,7 @@ class Lanes:
 
     def _reserve(self, chunk: Chunk) -> dict[str, Table]:
         tables = self.tables.setdefault(chunk.request, {lane.name: Table() for lane in self.model.lanes})
-        positions = max((index + 1 for row, index in enumerate(chunk.index) if chunk.kept[row]), default=0)
+        positions = max((index + 1 for row, index in enumerate(chunk.index) if chunk.kept()[row]), default=0)
         missing = -(-positions // BLOCK) - len(next(iter(tables.values())).blocks)
         blocks = [self._free.pop() for _ in range(missing)]
         for table in tables.values():

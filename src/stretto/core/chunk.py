@@ -37,10 +37,6 @@ class Role(IntEnum):
     """A cached position computed anew: its keys and values are overwritten in place."""
 
 
-KEPT = frozenset({Role.COMMIT, Role.REFRESH})
-"""Roles whose rows stay."""
-
-
 @dataclass(slots=True)
 class Segment:
     """A run of rows, causal inside or mutually visible.
@@ -117,12 +113,11 @@ class Chunk:
         """Return the role of ``row``."""
         return Role.COMMIT if self.roles is None else self.roles[row]
 
-    @property
     def kept(self) -> list[bool]:
-        """Whether the keys and values of each row go to the lane's blocks rather than to scratch."""
-        if self.write is not None:
-            return self.write
-        return [role in KEPT for role in self.roles] if self.roles is not None else [True] * len(self.tokens)
+        """Return of each row whether its keys and values go to the lane's blocks rather than to scratch."""
+        if self.write is not None or self.roles is None:
+            return self.write or [True] * len(self.tokens)
+        return [role is Role.COMMIT or role is Role.REFRESH for role in self.roles]
 
     def validate(self, vocabulary: int) -> None:
         """Raise ``ValueError`` naming what is malformed, so that a bad chunk ends its own request only."""

@@ -58,6 +58,6 @@ def _scratch_rows(chunk: Chunk, cache: ModelCache) -> list[int | None]:
     """Return per row its scratch row: None where it is kept, the one it names where it re-enters, else a new one."""
     if chunk.scratch is not None:
         return list(chunk.scratch)
-    kept = chunk.kept
+    kept = chunk.kept()
     fresh = iter(cache.take_scratch(kept.count(False)))
     return [None if keep else next(fresh) for keep in kept]
