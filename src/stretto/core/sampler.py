@@ -129,13 +129,12 @@ class SamplerState:
         """How many tokens may still be generated from here, by length alone."""
         return self.committed.limit - self.generated
 
-    def key(self, draw: int = 0) -> NoiseKey:
-        """Return the noise key of the token generated here; `draw` counts a diffusion request's denoising steps."""
-        return NoiseKey(self.committed.base, self.generated, draw)
+    def key(self, draw: int = 0, ahead: int = 0) -> NoiseKey:
+        """Return the noise key of the token generated here, or so many tokens `ahead`.
 
-    def key_ahead(self, tokens: int) -> NoiseKey:
-        """Return the noise key of the token that will be generated so many tokens from here."""
-        return NoiseKey(self.committed.base, self.generated + tokens)
+        `draw` counts a diffusion request's denoising steps.
+        """
+        return NoiseKey(self.committed.base, self.generated + ahead, draw)
 
     def counts(self) -> dict[int, int]:
         """Return how often each token was generated on this path. Not to be changed by the caller."""

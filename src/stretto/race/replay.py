@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from stretto.core.batch import Batch, LaneSpec, LaneStorage, Model, Result
 from stretto.core.chunk import CONTEXT, Chunk, Segment
@@ -109,7 +108,7 @@ class Replayed:
                         tokens.append(script[following])
             first += len(wanted)
         if places:
-            _add(result.logits, places, tokens, LEAD)
+            result.logits[torch.tensor(places), torch.tensor(tokens)] += LEAD
         return result
 
     def follows(self, chunk: Chunk, script: list[int]) -> list[bool]:
@@ -151,11 +150,3 @@ class Replayed:
                 return None
             place.checked = start
         return place.script
-
-
-def _add(logits: Tensor, rows: list[int], tokens: list[int], value: float) -> None:
-    """Add to the logits, float32 [R, V], of one token of each of these rows: in microseconds, as tiny models are."""
-    if logits.device.type == "cpu":
-        logits.numpy()[rows, tokens] += value
-    else:
-        logits[torch.tensor(rows), torch.tensor(tokens)] += value

@@ -54,7 +54,8 @@ class Calibration:
             depth = 1 if parent < 0 else depths[parent] + 1
             depths.append(depth)
             deep = depth if depth < DEEP else DEEP
-            # What hangs together is mostly alike, and what was said differs little within a bin.
+            # What hangs together is mostly alike, and what was said differs little within a bin: asked of every node,
+            # whether the key is still that of the one before is told without making it.
             if int(said * (BINS - 1) + 0.5) != place or deep != level or owners is not whose:
                 whose, level, place = key = _key(owners, depth, said)
                 chance = _leaning(self._all.get(key), own.get(key), own.get(_whole(owners)), said)

@@ -153,16 +153,17 @@ class Paying:
     def rooms(self, drafter: str, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[int]:
         """Let a drafter run where it pays, or is due for a trial."""
         assert self.services is not None
-        worth, step, rooms = self.worth, self.services.steps, list(rows)
+        worth, step, rooms = self.worth, self.services.steps, []
         pricey = worth.ms(drafter) >= self._pricey
-        for number, found in enumerate(drafted):
+        for found, room in zip(drafted, rows, strict=True):
             own = self._own(found.request)
             like = own.like + self._found(found, own) if pricey and found.by_drafter else own.like
             place = own.places[drafter] = drafter, like
             if own.off.get(place, 0) > step:
-                rooms[number] = 0
+                room = 0
             elif not worth.runs(place, own.gains, len(found.request.tokens)):
-                own.off[place], rooms[number] = min(worth.due(drafter), step + OFF), 0
+                own.off[place], room = min(worth.due(drafter), step + OFF), 0
+            rooms.append(room)
         return rooms
 
     def select(self, drafted: Sequence[Drafted], rows: Sequence[int]) -> Sequence[Sequence[int]]:

@@ -54,7 +54,7 @@ def walk_all(walks: Sequence[Walk], walking: Sequence[Observation]) -> list[Walk
                 nodes = _onward(ask, ahead)
                 places += [(number, node) for node in nodes]
                 states += [ask.state] * len(nodes)
-                keys += [ask.state.key_ahead(depth) for depth in range(len(nodes))]
+                keys += [ask.state.key(ahead=depth) for depth in range(len(nodes))]
         if places:
             rows = [walking[number].output.row(walking[number].base + 1 + node) for number, node in places]
             for (number, node), token in zip(places, choose(logits, states, keys, rows), strict=True):

@@ -31,7 +31,7 @@ class Editing(Alignment):
     """Where the output stands in the input, and where it left it."""
 
     left: int | None = None
-    """Place of the token that was not copied; None where copying is steady, or was given up."""
+    """Place of the token that was not copied when a steady copy departed last; None where that edit was given up."""
     since: int = 0
     """Number of the token of the text that was written instead."""
 
@@ -47,8 +47,6 @@ class EditedCopy(AggressiveDecoding):
         """Return the rest of the input as a run and, behind an edit, the places where the input may go on."""
         copied = super().propose(request, room)
         alignment: Editing = request.memory[self.name]
-        if alignment.equal >= STEADY or len(request.tokens) - alignment.since > LONGEST:
-            alignment.left = None  # it joined again for good, or never will
         left, prompt = alignment.left, request.prompt
         if left is None or alignment.equal > 1:
             return copied
